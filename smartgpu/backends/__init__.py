@@ -1,0 +1,87 @@
+"""Backends: a similarity over a pool that is never materialised, as a handful of primitives on integers.
+
+A similarity is an integer number of quanta, q_ij = rint(s_ij / (unit 2^-22)), the same for a pair wherever and whenever
+it is computed, so that levels, excesses and sums are exact: lazy equals naive, copies tie, gains add up to f(S), and no
+result depends on blocks or threads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from smartgpu.similarity import Geometry, Matrix, choose
+
+QUANTUM = 2.0**-22  # of the prepared similarity, |s| <= 1
+
+
+class Kept(Protocol):
+    """A batch whose columns stay with the backend until it is dropped."""
+
+    excess: np.ndarray  # (m,) int64, up to date with every accept()
+
+
+class Backend(Protocol):
+    """s_ij, i over `r` represented rows, j over `n` candidates; integers are quanta, `quantum` is their real value."""
+
+    name: str
+    dtype: str  # of the products
+    r: int
+    n: int
+    quantum: float
+    same: bool  # represented rows and candidates are one set
+    pairs: int  # similarities computed so far
+
+    def new_level(self) -> Any: ...  # (r,) zeros: level[i] = max(0, max_{j in S} q_ij)
+    def raise_level(self, level: Any, cols: np.ndarray) -> None: ...  # level[i] = max(level[i], max_c q_ic), in place
+    def row_max(self) -> Any: ...  # (r,) max over all candidates, floored at 0
+    def level_sum(self, level: Any, weights: Any = None) -> int: ...  # sum_i w_i level[i]
+    def level_from(self, values: np.ndarray) -> Any: ...  # (r,) integers >= 0 on the host -> a level
+    def level_values(self, level: Any) -> np.ndarray: ...  # (r,) int32 on the host
+    def new_weights(self, weights: np.ndarray) -> Any: ...  # (r,) int64 >= 0 -> the backend's form
+    def excess(self, level: Any, weights: Any = None) -> np.ndarray: ...  # (n,) int64 sum_i w_i max(q_ij - level_i, 0)
+    def keep(self, level: Any, cols: np.ndarray, weights: Any = None) -> Kept: ...  # the same for m columns, kept
+    def accept(self, kept: Kept, b: int, level: Any) -> None: ...  # raise the level by kept column b, in place
+    def max_batch(self) -> int: ...  # columns that may be kept at once
+
+    def totals(self) -> np.ndarray: ...  # (n,) int64 sum_i q_ij
+    def diagonal(self) -> np.ndarray: ...  # (n,) int64 q_jj; candidates x candidates
+    def block(self, a: np.ndarray, b: np.ndarray) -> np.ndarray: ...  # (|a|, |b|) int32, candidates x candidates
+    def nearest(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...  # (r,) best position in cols, (r,) int32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table of backends: where it is, and what to install for it."""
+
+    module: str
+    factory: str
+    install: str  # the pip line
+
+
+BACKENDS: dict[str, Row] = {
+    "numpy": Row("smartgpu.backends.numpy", "NumpyBackend", "pip install numpy"),
+}
+NAMES = ("auto", *BACKENDS, "reference")  # what select(backend=...) takes; "reference" is the float64 oracle
+
+
+def resolve(name: str) -> str:
+    """The backend that `name` stands for ("auto" -> the fastest that is there). ValueError for an unknown name."""
+    choose(name, NAMES, "backend")
+    return "numpy" if name == "auto" else name
+
+
+def open_backend(name: str, pool: Geometry | Matrix, *, threads: int | None = None, memory: int | None = None) -> Backend:
+    """The named backend over a prepared pool.
+
+    Raises ValueError for an unknown name, ImportError with the pip line where a package it needs is not installed.
+    """
+    row = BACKENDS[resolve(name)]
+    try:
+        factory = getattr(importlib.import_module(row.module), row.factory)
+    except ImportError as error:
+        raise ImportError(f"backend {name!r} is not installed ({error}); install it with: {row.install}") from error
+    return factory(pool, threads=threads, memory=memory)

@@ -1,0 +1,16 @@
+"""Pools in (json, jsonl, csv, parquet, HF folders, npy, npz, safetensors), chosen rows out."""
+
+from smartgpu.io.read import Pool, read_embeddings, read_pool
+from smartgpu.io.text import find_text, text_fields
+from smartgpu.io.write import FORMATS, output_path, write_rows
+
+__all__ = [
+    "FORMATS",
+    "Pool",
+    "find_text",
+    "output_path",
+    "read_embeddings",
+    "read_pool",
+    "text_fields",
+    "write_rows",
+]

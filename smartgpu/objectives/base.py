@@ -1,0 +1,155 @@
+"""What an objective and its state are.
+
+An objective is a frozen spec: parameters and per-row arrays. Bound to a `Ground` it becomes a state, which answers
+gains and takes picks. Maximizers know states only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from smartgpu.backends import Backend, open_backend
+from smartgpu.similarity import Geometry, Matrix, Similarity, prepare
+
+
+class Batch(Protocol):
+    """Candidates evaluated together; their gains stay fresh while picks are accepted from among them."""
+
+    gains: np.ndarray  # (m,) float64
+
+    def accept(self, b: int) -> None: ...  # commit the candidate at position b and refresh `gains`
+
+
+class State(Protocol):
+    """An objective bound to a pool, and the set chosen so far.
+
+    A gain computed t picks ago bounds today's gain from above once margin + slack t is added to it: `slack` is 0 for
+    submodular objectives, `margin` is 0 where gains are exact and else bounds the rounding of two evaluations.
+    """
+
+    n: int
+    slack: float
+    margin: float
+    max_batch: int  # candidates that evaluate() can take at once
+
+    def gains(self) -> np.ndarray: ...  # (n,) float64, fresh gains of all candidates
+    def evaluate(self, cols: np.ndarray) -> Batch: ...  # cols (m,) int64, distinct
+    def add(self, cols: np.ndarray) -> None: ...  # commit rows in this order
+    def value(self) -> float: ...  # f(S)
+    def total(self) -> float: ...  # f(V), what choosing everything would give; ValueError if not monotone
+
+
+class Ground:
+    """The ground set: n candidates, their similarity, and the backends opened over them.
+
+    x is the checked (n, d) matrix, or a `Matrix` for precomputed similarities.
+    """
+
+    def __init__(self, x: np.ndarray | Matrix, kind: Similarity, backend: str = "numpy", **how: Any):
+        self.x, self.kind, self._name, self._how = x, kind, backend, how
+        self.n = x.shape[1] if isinstance(x, Matrix) else len(x)
+        self._geometry: dict[int, Geometry] = {}
+        self._backends: dict[int, Backend] = {}
+
+    def geometry(self, represented: np.ndarray | None = None) -> Geometry:
+        """Prepared features of the candidates and of the represented rows (None: the candidates)."""
+        key = id(represented)
+        if key not in self._geometry:
+            self._geometry[key] = prepare(self.kind, self.x, represented)
+        return self._geometry[key]
+
+    def backend(self, represented: np.ndarray | None = None) -> Backend:
+        key = id(represented)
+        if key not in self._backends:
+            pool = self.x if isinstance(self.x, Matrix) else self.geometry(represented)
+            self._backends[key] = open_backend(self._name, pool, **self._how)
+        return self._backends[key]
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """(first (u,), inverse (n,)): the first row of each set of equal rows, and for each row its number there."""
+        if isinstance(self.x, Matrix):
+            return np.arange(self.n), np.arange(self.n)
+        return distinct_rows(self.geometry().x)
+
+    @property
+    def opened(self) -> list[Backend]:
+        return list(self._backends.values())
+
+
+def distinct_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first, inverse) over equal rows of a float32 matrix (n, d), first ascending. O(n d)."""
+    bits = (x + np.float32(0)).view(np.uint32)  # + 0: -0.0 equals 0.0
+    odd = np.random.default_rng(0).integers(0, 2**63, x.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
+    keys = np.empty(len(x), np.uint64)
+    for i in range(0, len(x), 8192):
+        mixed = bits[i : i + 8192].astype(np.uint64) * odd
+        keys[i : i + 8192] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    if not all(np.array_equal(bits[i : i + 8192], bits[first[inverse[i : i + 8192]]]) for i in range(0, len(x), 8192)):
+        _, first, inverse = np.unique(bits, axis=0, return_index=True, return_inverse=True)  # a collision of the keys
+    order = np.argsort(first)
+    rank = np.empty(len(first), np.int64)
+    rank[order] = np.arange(len(first))
+    return first[order], rank[inverse.reshape(-1)]
+
+
+class Objective:
+    """A set function to maximise. Objectives add, and multiply by weights >= 0: 0.3 * FacilityLocation() + Modular(q)."""
+
+    name: ClassVar[str]
+
+    def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        """Raises ValueError where the spec does not fit the pool, before any work."""
+
+    def bind(self, ground: Ground) -> State:
+        raise NotImplementedError
+
+    def take(self, rows: np.ndarray) -> Objective:
+        """The spec for the sub-pool of these rows: per-row arrays cut, all else as it is."""
+        return self
+
+    def describe(self) -> dict:
+        """Name and parameters as JSON values; arrays by their shape."""
+        out: dict[str, Any] = {"name": self.name}
+        for f in fields(self) if is_dataclass(self) else ():
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):
+                value = {"shape": list(value.shape), "dtype": str(value.dtype)}
+            out[f.name] = value
+        return out
+
+    def __mul__(self, weight: float) -> Objective:
+        from smartgpu.objectives.weighted_sum import WeightedSum
+
+        return WeightedSum(((weight, self),))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Objective) -> Objective:
+        from smartgpu.objectives.weighted_sum import WeightedSum
+
+        if other == 0:  # sum([...]) starts from 0
+            return self
+        if not isinstance(other, Objective):
+            return NotImplemented
+        return WeightedSum(((1.0, self), (1.0, other)))
+
+    __radd__ = __add__
+
+
+def per_row(name: str, value: Any, n: int | None = None) -> np.ndarray:
+    """A finite float64 vector, of length n where n is given. ValueError names the argument, expected and got."""
+    try:
+        out = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers, one per row, got {type(value).__name__}: {error}") from None
+    if out.ndim != 1 or (n is not None and len(out) != n):
+        expected = "(n,)" if n is None else f"({n},)"
+        raise ValueError(f"{name} must have shape {expected}, one number per row, got {out.shape}")
+    bad = np.flatnonzero(~np.isfinite(out))
+    if len(bad):
+        raise ValueError(f"{name} must be finite, got {len(bad)} NaN or infinite values, the first at row {bad[0]}")
+    return out

@@ -1,0 +1,194 @@
+"""Graph cut: represent the pool, penalise similarity inside the chosen set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from smartgpu.objectives.base import Ground, Objective, State
+from smartgpu.objectives.linear import LinearFeatures
+from smartgpu.similarity import Matrix, Similarity
+
+EPS = np.finfo(np.float64).eps
+
+
+@dataclass(frozen=True, eq=False)
+class GraphCut(Objective):
+    """f(S) = sum_{i in V, j in S} s_ij - lam sum_{i,j in S} s_ij, over ordered pairs, the diagonal included.
+
+    The gain of j is total_j - lam (sum_{i in S} (s_ij + s_ji) + s_jj), with total_j = sum_{i in V} s_ij.
+    lam >= 0; represented (r, d) is V where that is not the candidates themselves.
+
+    Submodular where similarities are >= 0 (negative ones are handled exactly all the same), monotone for lam <= 1/2.
+    """
+
+    lam: float = 0.4
+    represented: Any = None
+    name: ClassVar[str] = "graph_cut"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lam", nonnegative("lam", self.lam))
+        if self.represented is not None:
+            from smartgpu.arrays import as_matrix
+
+            object.__setattr__(self, "represented", as_matrix(self.represented, "represented"))
+
+    def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        if isinstance(x, Matrix):
+            if self.represented is not None:
+                raise ValueError("represented cannot be given with a precomputed similarity for graph cut")
+            need_square(x, "graph cut")
+        elif self.represented is not None and self.represented.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"represented must have as many features as X: {x.shape[1]}, got {self.represented.shape[1]}"
+            )
+
+    def bind(self, ground: Ground) -> State:
+        return (LinearGraphCut if ground.kind.affine is not None else GeneralGraphCut)(self, ground)
+
+
+def nonnegative(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (np.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+    return float(value)
+
+
+def need_square(x: Matrix, what: str) -> None:
+    if x.shape[0] != x.shape[1]:
+        raise ValueError(f"{what} needs candidate x candidate similarities: a square matrix, got {x.shape}")
+
+
+class LinearGraphCut:
+    """s = unit (a x.y + b): the gains are one product of the features with a vector, in float64; nothing n x n.
+
+    v = a (sum_i rows_i - 2 lam sum_{i in S} x_i); gain_j = unit (x_j.v + b (r - 2 lam |S|) - lam (a |x_j|^2 + b)).
+    """
+
+    def __init__(self, spec: GraphCut, ground: Ground):
+        geometry = ground.geometry(spec.represented)
+        self.lam, self.n, self.r = spec.lam, ground.n, len(geometry.rows)
+        self.a, self.b = ground.kind.affine
+        self.unit = geometry.unit
+        self.features = LinearFeatures(geometry.x)
+        self.whole = LinearFeatures(geometry.rows).sum()
+        self.picked = np.zeros_like(self.whole)
+        self.count = 0
+        self.own = self.a * self.features.squares() + self.b  # s_jj
+        self.slack = 2 * self.lam * self.unit * max(0.0, self.a - self.b)  # s >= b - a
+        d = geometry.x.shape[1]
+        self.margin = 4 * (d + 8) * EPS * self.unit * (self.r + 2 * self.lam * self.n + self.lam)
+        self.max_batch = self.n
+
+    def _gains(self, cols: np.ndarray | None) -> np.ndarray:
+        v = self.a * (self.whole - 2 * self.lam * self.picked)
+        own = self.own if cols is None else self.own[cols]
+        constant = self.b * (self.r - 2 * self.lam * self.count)
+        return self.unit * (self.features.times(v, cols) + constant - self.lam * own)
+
+    def gains(self) -> np.ndarray:
+        return self._gains(None)
+
+    def evaluate(self, cols: np.ndarray) -> _Refreshed:
+        return _Refreshed(self, cols)
+
+    def add(self, cols: np.ndarray) -> None:
+        for j in cols:
+            self.picked += self.features.rows(j)
+        self.count += len(cols)
+
+    def value(self) -> float:
+        joint = self.a * (self.whole @ self.picked) + self.b * self.r * self.count
+        inside = self.a * (self.picked @ self.picked) + self.b * self.count**2
+        return float(self.unit * (joint - self.lam * inside))
+
+    def total(self) -> float:
+        need_monotone(self.lam)
+        everything = self.features.sum()
+        joint = self.a * (self.whole @ everything) + self.b * self.r * self.n
+        inside = self.a * (everything @ everything) + self.b * self.n**2
+        return float(self.unit * (joint - self.lam * inside))
+
+
+class GeneralGraphCut:
+    """Any kind: integer totals from one sweep, and per candidate the similarity to the picks it has seen."""
+
+    margin = 0.0
+
+    def __init__(self, spec: GraphCut, ground: Ground):
+        self.lam, self.n = spec.lam, ground.n
+        self.backend = ground.backend(spec.represented)
+        self.scale = self.backend.quantum
+        self.totals = self.backend.totals()
+        self.own = self.backend.diagonal()
+        self.inside = np.zeros(self.n, np.int64)  # sum over the picks seen of q_pj + q_jp
+        self.seen = np.zeros(self.n, np.int64)
+        self.picks: list[int] = []
+        self.symmetric = not isinstance(ground.x, Matrix) or ground.x.symmetric
+        lowest = ground.x.lowest if isinstance(ground.x, Matrix) else 0.0
+        self.slack = 2 * self.lam * max(0.0, -lowest)
+        if self.slack:
+            self.margin = 16 * EPS * self.scale * float(np.abs(self.totals).max(initial=1))
+        self.max_batch = min(self.n, 4096)
+
+    def _refresh(self, cols: np.ndarray) -> np.ndarray:
+        behind = cols[self.seen[cols] < len(self.picks)]
+        while len(behind):  # candidates that have seen as many picks are brought up to date together
+            start = int(self.seen[behind].min())
+            group = behind[self.seen[behind] == start]
+            picks = np.array(self.picks[start:], np.int64)
+            for at in range(0, len(picks), 4096):
+                self.inside[group] += self._pairs(picks[at : at + 4096], group)
+            self.seen[group] = len(self.picks)
+            behind = behind[self.seen[behind] < len(self.picks)]
+        return self.scale * (self.totals[cols] - self.lam * (self.inside[cols] + self.own[cols]))
+
+    def _pairs(self, picks: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        there = self.backend.block(picks, cols).sum(axis=0, dtype=np.int64)
+        back = there if self.symmetric else self.backend.block(cols, picks).sum(axis=1, dtype=np.int64)
+        return there + back
+
+    def _gains(self, cols: np.ndarray | None) -> np.ndarray:
+        if cols is not None:
+            return self._refresh(cols)
+        return np.concatenate([self._refresh(np.arange(i, min(i + 4096, self.n))) for i in range(0, self.n, 4096)])
+
+    def gains(self) -> np.ndarray:
+        return self._gains(None)
+
+    def evaluate(self, cols: np.ndarray) -> _Refreshed:
+        return _Refreshed(self, cols)
+
+    def add(self, cols: np.ndarray) -> None:
+        self.picks += [int(j) for j in cols]
+
+    def value(self) -> float:
+        picks = np.array(self.picks, np.int64)
+        inside = sum(int(self.backend.block(picks[i : i + 512], picks).sum(dtype=np.int64)) for i in range(0, len(picks), 512))
+        return float(self.scale * (int(self.totals[picks].sum()) - self.lam * inside))
+
+    def total(self) -> float:
+        need_monotone(self.lam)
+        if not self.backend.same:
+            raise ValueError("coverage of graph cut with a separate represented set is not defined: f(V) is no maximum")
+        return float(self.scale * (1 - self.lam) * int(self.totals.sum()))
+
+
+def need_monotone(lam: float) -> None:
+    if lam > 0.5:
+        raise ValueError(f"coverage needs a monotone objective: graph cut is one for lam <= 0.5, got {lam}")
+
+
+class _Refreshed:
+    """A batch whose gains are evaluated anew after each accept, by the same formula as everywhere."""
+
+    def __init__(self, state: LinearGraphCut | GeneralGraphCut, cols: np.ndarray):
+        self.state, self.cols = state, cols
+        self.gains = state._gains(cols)
+
+    def accept(self, b: int) -> None:
+        self.state.add(self.cols[b : b + 1])
+        self.gains = self.state._gains(self.cols)

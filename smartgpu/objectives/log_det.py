@@ -1,0 +1,278 @@
+"""Log-determinant: the volume that the chosen rows span (greedy MAP of a determinantal point process)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from smartgpu.objectives.base import Ground, Objective
+from smartgpu.objectives.graph_cut import need_square, nonnegative
+from smartgpu.objectives.linear import Wide
+from smartgpu.similarity import Matrix, Similarity
+
+EPS = np.finfo(np.float64).eps
+GRID = 2.0**40  # gains are multiples of 2^-40, coarser than their rounding: what ties in theory ties here
+
+
+@dataclass(frozen=True, eq=False)
+class LogDet(Objective):
+    """f(S) = log det(s_SS + lam I); the gain of j is the log of its residual, the Schur complement of s_SS + lam I.
+
+    lam >= 0, added to the diagonal; the similarity must be positive semi-definite. Submodular, monotone for lam >= 1.
+    With lam = 0 no more rows can be chosen than are linearly independent: a ValueError says when that is reached.
+    """
+
+    lam: float = 1.0
+    name: ClassVar[str] = "log_det"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lam", nonnegative("lam", self.lam))
+
+    def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        if not kind.positive_semidefinite:
+            raise ValueError(f"log_det needs a positive semi-definite similarity: {kind.name!r} is not")
+        if isinstance(x, Matrix):
+            need_square(x, "log_det")
+            if x.asymmetry > 1e-6 * x.unit:
+                raise ValueError(
+                    f"log_det needs a symmetric precomputed similarity: X differs from its transpose by {x.asymmetry:.3g}"
+                )
+
+    def bind(self, ground: Ground) -> LogDetState:
+        if ground.kind.affine is not None and self.lam >= 1e-8 * _mean_square(ground):
+            return WoodburyLogDet(self, ground)
+        return CholeskyLogDet(self, ground)
+
+
+def _mean_square(ground: Ground) -> float:
+    geometry = ground.geometry()
+    a, b = ground.kind.affine
+    x = geometry.x
+    squares = sum(float(np.einsum("ij,ij->", p, p, dtype=np.float64)) for p in np.array_split(x, len(x) // 8192 + 1))
+    return geometry.unit * (a * squares / max(len(x), 1) + b)
+
+
+class LogDetState:
+    """What both forms share: residuals are kept per distinct row, so that equal rows tie exactly.
+
+    residual[u] is that of distinct row u after stamp[u] picks; it only falls, so a stale one is a bound.
+    """
+
+    slack = 0.0
+    noise = 1e-12  # relative error of a similarity: with lam = 0 a residual below it is no residual
+
+    def __init__(self, spec: LogDet, ground: Ground):
+        self.lam, self.n = spec.lam, ground.n
+        self.first, self.inverse = ground.distinct()
+        self.stamp = np.zeros(len(self.first), np.int64)
+        self.picks: list[int] = []  # numbers of distinct rows
+        self.log_value = 0.0
+        self.residual = self._first_residuals()
+        self.top = float(self.residual.max(initial=0.0))
+        self.margin = 1e-9 if self.lam == 0 else min(1e-9, 2 / GRID + 64 * EPS * (1 + self.top / self.lam))
+        self.max_batch = min(self.n, 2048)
+
+    def _first_residuals(self) -> np.ndarray: ...
+    def _fresh(self, rows: np.ndarray) -> np.ndarray: ...  # residuals of stale distinct rows
+    def _commit(self, row: int, near: np.ndarray) -> None: ...  # add a pick; bring the fresh rows `near` up to date
+
+    def refresh(self, cols: np.ndarray) -> np.ndarray:
+        """Gains of cols, evaluated now; a distinct row is evaluated once per pick, whichever copies ask."""
+        rows = self.inverse[cols]
+        stale = np.unique(rows[self.stamp[rows] < len(self.picks)])
+        if len(stale):
+            self.residual[stale] = self._fresh(stale)
+            self.stamp[stale] = len(self.picks)
+        return self._log(rows)
+
+    def _log(self, rows: np.ndarray) -> np.ndarray:
+        residual = self.residual[rows]
+        gains = np.log(residual, out=np.full(len(rows), -np.inf), where=residual > self._least())
+        return np.rint(gains * GRID) / GRID
+
+    def _least(self) -> float:
+        return self.noise * self.top if self.lam == 0 else 0.0
+
+    def gains(self) -> np.ndarray:
+        return np.concatenate(
+            [self.refresh(np.arange(i, min(i + 2048, self.n))) for i in range(0, self.n, 2048)] or [np.empty(0)]
+        )
+
+    def evaluate(self, cols: np.ndarray) -> LogDetBatch:
+        return LogDetBatch(self, cols)
+
+    def add(self, cols: np.ndarray) -> None:
+        for j in cols:
+            self.accept(int(j), np.empty(0, np.int64))
+
+    def accept(self, j: int, cols: np.ndarray) -> None:
+        gain = self.refresh(np.array([j]))[0]
+        row = int(self.inverse[j])
+        if gain == -np.inf:
+            copy = self.picks.index(row) if row in self.picks else None
+            same = f" (row {j} equals row {self.first[row]}, already chosen)" if copy is not None else ""
+            raise ValueError(
+                f"log_det with lam = 0 is -infinity beyond {len(self.picks)} picks: every remaining row is a "
+                f"copy or a combination of the chosen ones{same}; use lam > 0, or k <= {len(self.picks)}"
+            )
+        near = np.unique(self.inverse[cols])
+        self._commit(row, near)
+        self.picks.append(row)
+        self.stamp[near] = len(self.picks)
+        self.log_value += float(gain)
+
+    def value(self) -> float:
+        return self.log_value
+
+    def total(self) -> float:
+        if self.lam < 1:
+            raise ValueError(f"coverage needs a monotone objective: log_det is one for lam >= 1, got {self.lam}")
+        return self._total()
+
+    def _total(self) -> float: ...
+
+
+class WoodburyLogDet(LogDetState):
+    """s = y_i . y_j with y = sqrt(unit) [sqrt(a) x, sqrt(b)]: residual_j = lam + y_j' Q y_j, Q = lam (lam I + Y_S'Y_S)^-1.
+
+    After a pick p: v = Q y_p, c = residual_p, Q -= v v' / c, and every y_j' Q y_j falls by (y_j . v)^2 / c. (d, d) memory.
+    """
+
+    def __init__(self, spec: LogDet, ground: Ground):
+        geometry = ground.geometry()
+        self.a, self.b = ground.kind.affine
+        self.unit, self.wide = geometry.unit, Wide(geometry)
+        self.d = geometry.x.shape[1] + (self.b > 0)
+        self.q = np.eye(self.d)
+        self._held: tuple[np.ndarray, np.ndarray] | None = None  # the last batch's rows and features
+        super().__init__(spec, ground)
+
+    def _features(self, rows: np.ndarray) -> np.ndarray:
+        x = self.wide.rows(self.first[rows])
+        x *= np.sqrt(self.unit * self.a)
+        return x if self.b == 0 else np.concatenate([x, np.full((len(x), 1), np.sqrt(self.unit * self.b))], axis=1)
+
+    def _near(self, rows: np.ndarray) -> np.ndarray:
+        if self._held is None or not np.array_equal(self._held[0], rows):
+            self._held = rows, self._features(rows)
+        return self._held[1]
+
+    def _first_residuals(self) -> np.ndarray:
+        out = np.empty(len(self.first))
+        for i in range(0, len(out), 2048):
+            y = self._features(np.arange(i, min(i + 2048, len(out))))
+            out[i : i + 2048] = self.lam + np.square(y).sum(axis=1)
+        return out
+
+    def _fresh(self, rows: np.ndarray) -> np.ndarray:
+        y = self._near(rows) if len(rows) > 1 else self._features(rows)
+        return self.lam + ((y @ self.q) * y).sum(axis=1)
+
+    def _commit(self, row: int, near: np.ndarray) -> None:
+        y = self._features(np.array([row]))[0]
+        v, c = self.q @ y, self.residual[row]
+        if len(near):
+            self.residual[near] -= np.square(self._near(near) @ v) / c
+            np.maximum(self.residual[near], self.lam, out=self.residual[near])
+        self.q -= np.outer(v, v / c)
+
+    def _total(self) -> float:
+        gram = self.lam * np.eye(self.d)
+        for i in range(0, self.n, 2048):
+            y = self._features(self.inverse[i : i + 2048])
+            gram += y.T @ y
+        return float(np.linalg.slogdet(gram)[1] + (self.n - self.d) * np.log(self.lam))
+
+
+class CholeskyLogDet(LogDetState):
+    """Any positive semi-definite kind: rows of the Cholesky factor, brought up to date only for rows evaluated.
+
+    c_jt = (s_{p_t j} - sum_{r<t} c_{p_t r} c_jr) / c_{p_t t}; residual_j = s_jj + lam - sum_t c_jt^2. O(k) per row touched.
+    """
+
+    def __init__(self, spec: LogDet, ground: Ground):
+        self.exact = None if isinstance(ground.x, Matrix) else Wide(ground.geometry())
+        self.backend = ground.backend() if self.exact is None else None
+        if self.exact is None:
+            self.noise = 2e-6  # a matrix is quantised to multiples of 2^-22
+        super().__init__(spec, ground)
+        self.factor = np.zeros((len(self.first), 64))
+        self.done = np.zeros(len(self.first), np.int64)  # entries of each row of the factor so far
+        self.pivots: list[float] = []
+
+    def _similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        a, b = self.first[a], self.first[b]
+        if self.exact is not None:
+            return self.exact.pairs(a, b)
+        return self.backend.block(a, b) * self.backend.quantum
+
+    def _first_residuals(self) -> np.ndarray:
+        out = np.empty(len(self.first))
+        for i in range(0, len(out), 96):
+            rows = np.arange(i, min(i + 96, len(out)))
+            out[rows] = np.diagonal(self._similarity(rows, rows)) + self.lam
+        return out
+
+    def _grow(self, t: int) -> None:
+        if t > self.factor.shape[1]:
+            wider = np.zeros((len(self.first), 2 * self.factor.shape[1]))
+            touched = np.flatnonzero(self.done)
+            wider[touched, : self.factor.shape[1]] = self.factor[touched]
+            self.factor = wider
+
+    def _fresh(self, rows: np.ndarray) -> np.ndarray:
+        t = len(self.picks)
+        residual = self.residual[rows]
+        start = int(self.done[rows].min())
+        picks = np.array(self.picks, np.int64)
+        for begin in range(start, t, 256):
+            end = min(begin + 256, t)
+            s = self._similarity(picks[begin:end], rows)
+            for at in range(begin, end):
+                behind = self.done[rows] == at
+                mine, pick = rows[behind], picks[at]
+                known = (self.factor[mine, :at] * self.factor[pick, :at]).sum(axis=1)
+                entry = (s[at - begin, behind] - known) / self.pivots[at]
+                self.factor[mine, at] = entry
+                residual[behind] -= np.square(entry)
+                self.done[mine] = at + 1
+        return self._checked(residual)
+
+    def _checked(self, residual: np.ndarray) -> np.ndarray:
+        lowest = float(residual.min(initial=np.inf)) - self.lam
+        if lowest < -max(1e-4, 10 * self.noise) * self.top:
+            raise ValueError(
+                f"log_det needs a positive semi-definite similarity: a squared distance came out as {lowest:.3g}"
+            )
+        return np.maximum(residual, self.lam)
+
+    def _commit(self, row: int, near: np.ndarray) -> None:
+        self._grow(len(self.picks) + 1)
+        pivot = float(np.sqrt(self.residual[row]))
+        at, known = len(self.picks), self.factor[row]
+        self.pivots.append(pivot)
+        if len(near):
+            s = self._similarity(np.array([row]), near)[0]
+            entry = (s - (self.factor[near, :at] * known[:at]).sum(axis=1)) / pivot
+            self.factor[near, at] = entry
+            self.residual[near] = self._checked(self.residual[near] - np.square(entry))
+            self.done[near] = at + 1
+
+    def _total(self) -> float:
+        every = np.arange(len(self.first))
+        if len(self.inverse) > 20_000:
+            raise ValueError(f"coverage of log_det with this similarity needs an n x n matrix: n <= 20000, got {self.n}")
+        s = self._similarity(every, every)[np.ix_(self.inverse, self.inverse)]
+        return float(np.linalg.slogdet(s + self.lam * np.eye(self.n))[1])
+
+
+class LogDetBatch:
+    def __init__(self, state: LogDetState, cols: np.ndarray):
+        self.state, self.cols = state, cols
+        self.gains = state.refresh(cols)
+
+    def accept(self, b: int) -> None:
+        self.state.accept(int(self.cols[b]), self.cols)
+        self.gains = self.state._log(self.state.inverse[self.cols])

@@ -1,0 +1,66 @@
+"""Modular objectives: quality, one number per row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from smartgpu.objectives.base import Ground, Objective, per_row
+from smartgpu.similarity import Matrix, Similarity
+
+
+@dataclass(frozen=True, eq=False)
+class Modular(Objective):
+    """f(S) = sum_{j in S} q_j; the gain of j is q_j, whatever was chosen. scores (n,) finite floats of any sign."""
+
+    scores: Any
+    name: ClassVar[str] = "modular"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", per_row("scores", self.scores))
+
+    def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        per_row("scores", self.scores, x.shape[1] if isinstance(x, Matrix) else len(x))
+
+    def take(self, rows: np.ndarray) -> Modular:
+        return Modular(self.scores[rows])
+
+    def bind(self, ground: Ground) -> ModularState:
+        return ModularState(self.scores)
+
+
+class ModularState:
+    slack = 0.0
+    margin = 0.0
+
+    def __init__(self, scores: np.ndarray):
+        self.scores = scores
+        self.n = self.max_batch = len(scores)
+        self.chosen: list[int] = []
+
+    def gains(self) -> np.ndarray:
+        return self.scores.copy()
+
+    def evaluate(self, cols: np.ndarray) -> ModularBatch:
+        return ModularBatch(self, cols)
+
+    def add(self, cols: np.ndarray) -> None:
+        self.chosen += [int(j) for j in cols]
+
+    def value(self) -> float:
+        return float(self.scores[self.chosen].sum())
+
+    def total(self) -> float:
+        if (self.scores < 0).any():
+            raise ValueError(f"coverage needs scores >= 0, got {self.scores.min()}")
+        return float(self.scores.sum())
+
+
+class ModularBatch:
+    def __init__(self, state: ModularState, cols: np.ndarray):
+        self.state, self.cols, self.gains = state, cols, state.scores[cols]
+
+    def accept(self, b: int) -> None:
+        self.state.chosen.append(int(self.cols[b]))

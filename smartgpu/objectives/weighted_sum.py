@@ -1,0 +1,87 @@
+"""Weighted sums of objectives: (1 - alpha) * FacilityLocation() + alpha * Modular(q)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from smartgpu.objectives.base import Batch, Ground, Objective, State
+from smartgpu.similarity import Matrix, Similarity
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedSum(Objective):
+    """f(S) = sum_t c_t f_t(S), c_t >= 0: submodular and monotone if every term is. terms: ((c_t, objective_t), ...)."""
+
+    terms: tuple[tuple[float, Objective], ...]
+    name: ClassVar[str] = "weighted_sum"
+
+    def __post_init__(self) -> None:
+        flat: list[tuple[float, Objective]] = []
+        for weight, term in self.terms:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float, np.integer, np.floating)):
+                raise TypeError(f"the weight of an objective must be a number, got {type(weight).__name__}")
+            if not (np.isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of an objective must be >= 0 and finite, got {weight}")
+            inner = term.terms if isinstance(term, WeightedSum) else ((1.0, term),)
+            flat += [(float(weight) * c, t) for c, t in inner]
+        object.__setattr__(self, "terms", tuple(flat))
+
+    def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        for _, term in self.terms:
+            term.check(x, kind)
+
+    def take(self, rows: np.ndarray) -> WeightedSum:
+        return WeightedSum(tuple((c, term.take(rows)) for c, term in self.terms))
+
+    def bind(self, ground: Ground) -> WeightedSumState:
+        return WeightedSumState([(c, term.bind(ground)) for c, term in self.terms if c > 0], ground.n)
+
+    def describe(self) -> dict:
+        return {"name": self.name, "terms": [{"weight": c, **term.describe()} for c, term in self.terms]}
+
+
+class WeightedSumState:
+    """Gains are summed in the order of the terms: rounding is monotone in each, so stale gains stay bounds."""
+
+    def __init__(self, terms: list[tuple[float, State]], n: int):
+        self.terms, self.n = terms, n
+        self.slack = sum(c * s.slack for c, s in terms)
+        self.margin = sum(c * s.margin for c, s in terms)
+        self.max_batch = min((s.max_batch for _, s in terms), default=n)
+
+    def gains(self) -> np.ndarray:
+        return _sum([(c, s.gains()) for c, s in self.terms], self.n)
+
+    def evaluate(self, cols: np.ndarray) -> WeightedSumBatch:
+        return WeightedSumBatch([(c, s.evaluate(cols)) for c, s in self.terms], len(cols))
+
+    def add(self, cols: np.ndarray) -> None:
+        for _, state in self.terms:
+            state.add(cols)
+
+    def value(self) -> float:
+        return float(sum(c * s.value() for c, s in self.terms))
+
+    def total(self) -> float:
+        return float(sum(c * s.total() for c, s in self.terms))
+
+
+class WeightedSumBatch:
+    def __init__(self, terms: list[tuple[float, Batch]], m: int):
+        self.terms, self.m = terms, m
+        self.gains = _sum([(c, b.gains) for c, b in terms], m)
+
+    def accept(self, b: int) -> None:
+        for _, batch in self.terms:
+            batch.accept(b)
+        self.gains = _sum([(c, batch.gains) for c, batch in self.terms], self.m)
+
+
+def _sum(terms: list[tuple[float, np.ndarray]], n: int) -> np.ndarray:
+    out = np.zeros(n)
+    for weight, values in terms:
+        out += weight * values
+    return out

@@ -1,0 +1,88 @@
+"""How to run: everything that does not change what is being maximised."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from smartgpu.backends import NAMES
+from smartgpu.similarity import choose
+
+MAXIMIZERS = ("lazy", "naive", "stochastic")
+TIES = ("low", "high")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a selection runs.
+
+    backend    "auto" (the fastest there is), "numpy", or "reference" (float64, naive: for checks on small pools)
+    maximizer  "lazy" (exact), "naive" (exact, the slow definition), "stochastic" (a sample per pick)
+    tie_break  "low" or "high": which index wins among equal gains
+    epsilon    stochastic only: sample size n / k ln(1 / epsilon), in (0, 1)
+    seed       stochastic only
+    threads    worker threads of the CPU backend; None is all this process may use
+    memory     bytes that kept columns may take, or "4GB"; None is 1 GB
+    progress   a bar on stderr
+    """
+
+    backend: str = "auto"
+    maximizer: str = "lazy"
+    tie_break: str = "low"
+    epsilon: float = 0.01
+    seed: int = 0
+    threads: int | None = None
+    memory: int | str | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        choose(self.backend, NAMES, "backend")
+        choose(self.maximizer, MAXIMIZERS, "maximizer")
+        choose(self.tie_break, TIES, "tie_break")
+        _number("epsilon", self.epsilon, float, 0, 1, open_ends=True)
+        _number("seed", self.seed, int, 0, 2**63)
+        if self.threads is not None:
+            _number("threads", self.threads, int, 1, 4096)
+        if self.memory is not None:
+            object.__setattr__(self, "memory", parse_bytes(self.memory))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def make_options(backend: str, given: dict[str, Any]) -> Options:
+    """Options from keyword arguments. TypeError for an unknown one, with the nearest known name."""
+    known = [f.name for f in dataclasses.fields(Options)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; options are {', '.join(known)}"
+            raise TypeError(f"unknown option {name!r}{hint}")
+    return Options(backend=backend, **given)
+
+
+def parse_bytes(value: int | str) -> int:
+    """2_000_000, "2GB", "512 MiB" -> bytes (1 GB is 10^9, 1 GiB is 2^30)."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", value, re.IGNORECASE)
+        if match:
+            number, prefix, binary = match.groups()
+            base = 1024 if binary else 1000
+            try:
+                return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
+            except ValueError:
+                pass
+    elif not isinstance(value, bool) and isinstance(value, int) and value > 0:
+        return value
+    raise ValueError(f"memory must be a positive number of bytes or a size like '4GB', got {value!r}")
+
+
+def _number(name: str, value: Any, kind: type, low: float, high: float, open_ends: bool = False) -> None:
+    allowed = (int, float) if kind is float else (int,)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise TypeError(f"{name} must be {'a number' if kind is float else 'an integer'}, got {value!r}")
+    if not (low < value < high if open_ends else low <= value <= high):
+        raise ValueError(f"{name} must lie in {'(' if open_ends else '['}{low}, {high}{')' if open_ends else ']'}, got {value}")

@@ -1,0 +1,182 @@
+"""Results: what was chosen, why, how, and what each chosen row stands for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1  # of saved files
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """For every pool row its nearest chosen row.
+
+    nearest     (n,) int64, pool row number of the nearest chosen row (the row itself where it ties, else the lowest)
+    position    (n,) int64, its place in pick order
+    similarity  (n,) float64, the similarity to it
+    weight      (k,) int64, in pick order: how many pool rows each chosen row stands for (they add up to n)
+    """
+
+    nearest: np.ndarray
+    position: np.ndarray
+    similarity: np.ndarray
+    weight: np.ndarray
+
+
+@dataclass(frozen=True)
+class Selection:
+    """k rows of a pool of n, in pick order.
+
+    indices      (k,) int64 pool rows          gains    (k,) float64, one per pick, at the time of the pick
+    value        f(S), `given` rows included   base_value  f(given), 0 without; value = base_value + sum of gains
+    evaluations  candidate gains computed      sweeps   similarities computed / (represented x candidates)
+    seconds      by phase                      exact    False for an approximate maximizer
+    """
+
+    indices: np.ndarray
+    gains: np.ndarray
+    value: float
+    base_value: float
+    n: int
+    objective: dict[str, Any]
+    similarity: dict[str, Any]
+    options: dict[str, Any]
+    backend: str
+    dtype: str
+    evaluations: int
+    sweeps: float
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    exact: bool = True
+    _spec: Any = field(default=None, repr=False, compare=False)  # the similarity, for assign()
+
+    @property
+    def k(self) -> int:
+        return len(self.indices)
+
+    def __len__(self) -> int:
+        return self.k
+
+    def __repr__(self) -> str:
+        return (
+            f"Selection({self.k} of {self.n} rows, {self.objective['name']}, {self.similarity['name']}, "
+            f"value={self.value:.6g})"
+        )
+
+    def __str__(self) -> str:
+        first, last = (f"{self.gains[0]:.4g}", f"{self.gains[-1]:.4g}") if self.k else ("-", "-")
+        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
+        head = ", ".join(str(j) for j in self.indices[:8]) + (", ..." if self.k > 8 else "")
+        return "\n".join(
+            [
+                f"{self.k} of {self.n} rows by {self.objective['name']} on {self.similarity['name']}"
+                f" ({'exact' if self.exact else 'approximate'}, {self.options.get('maximizer', '?')} greedy)",
+                f"  f(S)     {self.value:.6g}, gains {first} down to {last}",
+                f"  rows     {head}",
+                f"  work     {self.evaluations} gains, {self.sweeps:.2f} sweeps, {self.backend} {self.dtype}",
+                f"  seconds  {phases}",
+            ]
+        )
+
+    def prefix(self, k: int) -> Selection:
+        """The first k picks, which are the greedy selection of k rows."""
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 < k <= self.k:
+            raise ValueError(f"k must be an integer from 1 to {self.k}, the rows selected, got {k!r}")
+        if self.options.get("maximizer") == "stochastic" and k < self.k:
+            raise ValueError("a prefix of a stochastic selection is no stochastic selection: select again with k")
+        gains = self.gains[:k]
+        return replace(self, indices=self.indices[:k], gains=gains, value=self.base_value + float(gains.sum()))
+
+    def assign(self, X: Any) -> Assignment:
+        """Assign every row of the pool X to its nearest chosen row: training weights and a duplicate audit.
+
+        X is the pool that was selected from. O(n k d). Raises ValueError where it has another number of rows.
+        """
+        from smartgpu.api import assign
+
+        return assign(X, self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values, indices and gains as lists."""
+        return {"indices": self.indices.tolist(), "gains": self.gains.tolist(), **self.metadata()}
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the arrays, as JSON values."""
+        return {
+            "k": self.k,
+            "n": self.n,
+            "value": self.value,
+            "base_value": self.base_value,
+            "objective": self.objective,
+            "similarity": self.similarity,
+            "options": self.options,
+            "backend": self.backend,
+            "dtype": self.dtype,
+            "exact": self.exact,
+            "evaluations": self.evaluations,
+            "sweeps": self.sweeps,
+            "seconds": self.seconds,
+            "versions": self.versions,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write to `path` (.npz, no pickle inside), by a temporary name. The pool itself is not saved."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"path must end in .npz, got {str(path)!r}")
+        meta = json.dumps({"format": FORMAT, **self.metadata()})
+        with replacing(path) as file:
+            np.savez(file, indices=self.indices, gains=self.gains, metadata=np.array(meta))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Selection:
+        """Read what save() wrote. ValueError for any other file."""
+        from smartgpu.similarity import KINDS
+
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                meta = json.loads(str(file["metadata"]))
+                arrays = {"indices": file["indices"], "gains": file["gains"]}
+            if meta.pop("format") != FORMAT:
+                raise ValueError("another format version")
+            meta.pop("k")
+            kind = dict(meta["similarity"])
+            spec = KINDS[kind.pop("name")](**kind)
+            return cls(**arrays, **meta, _spec=spec)
+        except FileNotFoundError:
+            raise
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{path} is not a saved selection ({error})") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb"):
+    """A file under a temporary name beside `path`, which it replaces when written whole; gone if anything fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        os.fchmod(handle, 0o666 & ~_umask())
+        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

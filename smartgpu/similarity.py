@@ -1,0 +1,257 @@
+"""Similarity kinds, by name, and the features from which every backend computes them.
+
+Each kind is a map of the dot product of two prepared feature rows (and their squared norms), so that one matrix product
+serves them all. The peers use three different "cosines"; here each has its own name and none is the silent default of
+another.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+
+BLOCK = 8192  # rows converted at a time: no float64 copy of a whole pool
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A similarity kind. `affine` = (a, b) where s = a x.y + b on the prepared features, else None."""
+
+    name: ClassVar[str]
+    affine: ClassVar[tuple[float, float] | None] = None
+    positive_semidefinite: ClassVar[bool] = True
+    squared_norms: ClassVar[bool] = False  # the map needs |x|^2 and |y|^2 too
+
+    def describe(self) -> dict:
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+
+@dataclass(frozen=True)
+class Cosine(Similarity):
+    """s = x.y / (|x| |y|), in [-1, 1]; 0 where a row is zero."""
+
+    name: ClassVar[str] = "cosine"
+    affine: ClassVar = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class CosineShifted(Similarity):
+    """s = (1 + cosine) / 2, in [0, 1]; 1/2 where a row is zero (InstructLab, CORDS, DeepCore)."""
+
+    name: ClassVar[str] = "cosine_shifted"
+    affine: ClassVar = (0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class CosineSquared(Similarity):
+    """s = cosine^2, in [0, 1] (apricot's "cosine")."""
+
+    name: ClassVar[str] = "cosine_squared"
+
+
+@dataclass(frozen=True)
+class Dot(Similarity):
+    """s = x.y"""
+
+    name: ClassVar[str] = "dot"
+    affine: ClassVar = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Rbf(Similarity):
+    """s = exp(-gamma |x - y|^2), gamma > 0 (default 1 / d)."""
+
+    gamma: float | None = None
+    name: ClassVar[str] = "rbf"
+    squared_norms: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None and not (np.isfinite(self.gamma) and self.gamma > 0):
+            raise ValueError(f"gamma must be a positive number, got {self.gamma!r}")
+
+
+@dataclass(frozen=True)
+class ExpEuclidean(Similarity):
+    """s = exp(-|x - y| / d) (submodlib's "euclidean")."""
+
+    name: ClassVar[str] = "exp_euclidean"
+    squared_norms: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class MaxMinusSqeuclidean(Similarity):
+    """s = M - |x - y|^2, M the largest squared distance of any pair (apricot's default; one more pass over all pairs)."""
+
+    name: ClassVar[str] = "max_minus_sqeuclidean"
+    positive_semidefinite: ClassVar[bool] = False
+    squared_norms: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Precomputed(Similarity):
+    """s_ij = X[i, j]: X is the matrix itself, dense or CSR, n x n or represented x candidates."""
+
+    name: ClassVar[str] = "precomputed"
+
+
+KINDS: dict[str, type[Similarity]] = {
+    kind.name: kind
+    for kind in (Cosine, CosineShifted, CosineSquared, Dot, Rbf, ExpEuclidean, MaxMinusSqeuclidean, Precomputed)
+}
+
+
+def choose(value: str, known, what: str) -> str:
+    """value if it is one of `known`, else a ValueError that lists them and guesses what was meant."""
+    if isinstance(value, str) and value in known:
+        return value
+    near = difflib.get_close_matches(str(value), list(known), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}{hint}")
+
+
+def as_similarity(value: str | Similarity) -> Similarity:
+    """A kind by name ("cosine") or as an object (Rbf(gamma=0.5)). Raises ValueError for an unknown name."""
+    if isinstance(value, Similarity):
+        return value
+    return KINDS[choose(value, KINDS, "similarity")]()
+
+
+@dataclass
+class Geometry:
+    """A pool prepared for one kind: s_ij = unit * map(rows_i . x_j), |map| <= 1.
+
+    x     (n, d) float32, candidates
+    rows  (r, d) float32, represented rows; the same object as x where both are the same set
+    unit  a power of two (1 unless the kind is unbounded)
+    gamma the resolved factor of the distance kinds: s = exp(-gamma D^2) or exp(-gamma D)
+    top   M of max_minus_sqeuclidean in prepared units, found by the backend; None before that
+    """
+
+    kind: Similarity
+    x: np.ndarray
+    rows: np.ndarray
+    unit: float = 1.0
+    gamma: float = 0.0
+    top: float | None = None
+
+    @property
+    def same(self) -> bool:
+        return self.rows is self.x
+
+
+@dataclass
+class Matrix:
+    """A precomputed similarity, (r, n): dense array, or the CSC arrays (indptr, indices, data) of a sparse one.
+
+    s_ij = unit * value, |value| <= 1; unit is a power of two. asymmetry is max |s_ij - s_ji| (infinite unless r = n),
+    lowest is min s_ij, the zeros of a sparse matrix included.
+    """
+
+    kind: Similarity
+    shape: tuple[int, int]
+    dense: np.ndarray | None = None
+    csc: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    unit: float = 1.0
+    asymmetry: float = np.inf
+    lowest: float = 0.0
+
+    @property
+    def symmetric(self) -> bool:
+        return self.asymmetry == 0
+
+    def to_dense(self) -> np.ndarray:
+        """(r, n) float64."""
+        if self.dense is not None:
+            return np.asarray(self.dense, np.float64)
+        indptr, indices, data = self.csc
+        out = np.zeros(self.shape)
+        out[indices, np.repeat(np.arange(self.shape[1]), np.diff(indptr))] = data
+        return out
+
+
+def map_dots(pool: Geometry, s: np.ndarray, squares: np.ndarray | None) -> None:
+    """Turn dot products into similarities, in place, in the dtype of s. squares is |x|^2 + |y|^2 where the kind needs it.
+
+    With top unknown max_minus_sqeuclidean gives -D^2, whose smallest value is -M.
+    """
+    kind, number = pool.kind, s.dtype.type
+    if isinstance(kind, CosineShifted):
+        s *= number(0.5)
+        s += number(0.5)
+    elif isinstance(kind, CosineSquared):
+        np.multiply(s, s, out=s)
+    elif kind.squared_norms:
+        s *= number(-2)
+        s += squares
+        np.maximum(s, 0, out=s)
+        if isinstance(kind, MaxMinusSqeuclidean):
+            np.subtract(number(pool.top or 0), s, out=s)
+            return
+        if isinstance(kind, ExpEuclidean):
+            np.sqrt(s, out=s)
+        s *= number(-pool.gamma)
+        np.exp(s, out=s)
+
+
+def power_of_two(value: float) -> float:
+    """The smallest power of two >= value (1 for 0)."""
+    if value <= 0:
+        return 1.0
+    mantissa, exponent = np.frexp(value)
+    return float(np.ldexp(1.0, int(exponent) - (mantissa == 0.5)))
+
+
+def row_norms(x: np.ndarray) -> np.ndarray:
+    """|x_i| in float64, (n,), safe against overflow and underflow of the squares."""
+    out = np.empty(len(x))
+    for i in range(0, len(x), BLOCK):
+        block = np.asarray(x[i : i + BLOCK], np.float64)
+        top = np.abs(block).max(axis=1, initial=0.0)
+        scale = np.where(top > 0, top, 1.0)
+        out[i : i + BLOCK] = np.sqrt(np.square(block / scale[:, None]).sum(axis=1)) * scale
+    return out
+
+
+def _convert(x: np.ndarray, divide: np.ndarray | float, centre: np.ndarray | None) -> np.ndarray:
+    """(x - centre) / divide, row by row in float64, rounded once to float32."""
+    out = np.empty(x.shape, np.float32)
+    for i in range(0, len(x), BLOCK):
+        block = np.asarray(x[i : i + BLOCK], np.float64)
+        if centre is not None:
+            block = block - centre
+        out[i : i + BLOCK] = block / (divide[i : i + BLOCK, None] if isinstance(divide, np.ndarray) else divide)
+    return out
+
+
+def prepare(kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None) -> Geometry:
+    """Features of candidates x (n, d) and represented rows (r, d; None: x itself) for a kind other than precomputed.
+
+    Cosines are normalised in float64 and rounded once; distance kinds are centred on the candidates' mean (distances do
+    not change, cancellation does); dot is scaled by powers of two so that every |s| <= 1. O(n d) time.
+    """
+    sets = [x] if rows is None else [x, rows]
+    unit, gamma = 1.0, 0.0
+    if isinstance(kind, (Cosine, CosineShifted, CosineSquared)):
+        norms = [row_norms(s) for s in sets]
+        out = [_convert(s, np.where(v > 0, v, 1.0), None) for s, v in zip(sets, norms, strict=True)]
+    elif isinstance(kind, Dot):
+        scales = [power_of_two(row_norms(s).max(initial=0.0)) for s in sets]
+        unit = scales[0] * scales[-1]
+        out = [_convert(s, v, None) for s, v in zip(sets, scales, strict=True)]
+    else:
+        centre = np.zeros(x.shape[1])
+        for i in range(0, len(x), BLOCK):
+            centre += np.asarray(x[i : i + BLOCK], np.float64).sum(axis=0) / len(x)
+        scale = 1.0
+        if isinstance(kind, MaxMinusSqeuclidean):  # D^2 <= 4 max |x|^2: in half-scaled features every D^2 <= 1
+            scale = 2.0 * power_of_two(max(row_norms(np.asarray(s, np.float64) - centre).max(initial=0.0) for s in sets))
+            unit = scale * scale
+        out = [_convert(s, scale, centre) for s in sets]
+        if isinstance(kind, Rbf):
+            gamma = kind.gamma if kind.gamma is not None else 1.0 / x.shape[1]
+        elif isinstance(kind, ExpEuclidean):
+            gamma = 1.0 / x.shape[1]
+    return Geometry(kind, out[0], out[-1], unit, gamma)
