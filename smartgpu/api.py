@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from smartgpu import reference
 from smartgpu.arrays import as_count, as_matrix, as_rows, as_similarity_matrix
 from smartgpu.backends import resolve
+from smartgpu.checkpoint import Checkpoint, fingerprint
 from smartgpu.constraints import Constraint
 from smartgpu.maximize import Order, Picker, lazy, naive, stochastic
 from smartgpu.objectives import FacilityLocation, Ground, Objective, as_objective
@@ -34,6 +36,7 @@ def select(
     given: Any = None,
     exclude: Any = None,
     report: Callable[[int, float], None] | None = None,
+    checkpoint: str | Path | None = None,
     **options: Any,
 ) -> Selection:
     """Choose k rows of a pool greedily: at each pick the row of the largest gain, the lowest index among equals.
@@ -51,6 +54,8 @@ def select(
     given       rows (numbers or a mask) that are already chosen: they count, but are not returned
     exclude     rows that may not be chosen; they are represented all the same
     report      called with (row, gain) after every pick
+    checkpoint  a file (.npz) to which the picks so far are written every few seconds: the same call goes on from it,
+                with the same result; a call with other data or options is refused, with what differs
     options     fields of smartgpu.Options: maximizer, tie_break, epsilon, seed, threads, memory, progress
 
     Returns a Selection: indices (k,) int64 in pick order, gains (k,) float64, value f(S). Raises ValueError or TypeError
@@ -61,7 +66,8 @@ def select(
         raise ValueError("k is missing: give the number of rows, a share of them, or coverage=")
     if coverage is not None:
         _check_share("coverage", coverage)
-    return _select(X, k, objective, similarity, make_options(backend, options), coverage, given, exclude, report)
+    how = make_options(backend, options)
+    return _select(X, k, objective, similarity, how, coverage, given, exclude, report, checkpoint)
 
 
 def rank(
@@ -73,16 +79,18 @@ def rank(
     given: Any = None,
     exclude: Any = None,
     report: Callable[[int, float], None] | None = None,
+    checkpoint: str | Path | None = None,
     **options: Any,
 ) -> Selection:
     """Order the whole pool greedily: every prefix of the result is the greedy selection of that size.
 
     Arguments, result and errors as for select(); rows that are given or excluded are not ranked.
     """
-    return _select(X, None, objective, similarity, make_options(backend, options), None, given, exclude, report)
+    how = make_options(backend, options)
+    return _select(X, None, objective, similarity, how, None, given, exclude, report, checkpoint)
 
 
-def _select(X, k, objective, similarity, options: Options, coverage, given, exclude, report) -> Selection:
+def _select(X, k, objective, similarity, options, coverage, given, exclude, report, checkpoint) -> Selection:
     clock = _Clock()
     with clock("prepare"):
         job = _Job.check(X, objective, similarity, options)
@@ -98,23 +106,39 @@ def _select(X, k, objective, similarity, options: Options, coverage, given, excl
         if count > room:
             raise ValueError(f"k must be at most {room}, the rows left by given and exclude, got {count}")
     if resolve(options.backend) == "reference":
+        if checkpoint is not None:
+            raise ValueError("checkpoint is not for backend 'reference'")
         return _by_reference(job, count, taken, closed, coverage, clock)
     with clock("prepare"):
+        kept = None
+        if checkpoint is not None:
+            kept = _checkpoint(checkpoint, job, count, coverage, taken, closed)
+        before, before_gains = kept.load() if kept else (np.empty(0, np.int64), np.empty(0))
         ground = job.ground()
         state = job.objective.bind(ground)
         if len(taken):
             state.add(taken)
         base = state.value() if len(taken) else 0.0
         until = None if coverage is None else float(coverage) * state.total()
+        state.add(before)
     with clock("select"), _progress(options, count, report) as tell:
         picker = Picker(Constraint(job.n, count, barred), base, until, tell)
+        for j, gain in zip(before, before_gains, strict=True):
+            picker.take(int(j), float(gain))
+        picker.checkpoint = kept
         order = Order(options.tie_break)
-        if options.maximizer == "lazy":
-            lazy(state, picker, order)
-        elif options.maximizer == "naive":
-            naive(state, picker, order)
-        else:
-            stochastic(state, picker, order, epsilon=options.epsilon, seed=options.seed)
+        try:
+            if picker.done:
+                pass
+            elif options.maximizer == "lazy":
+                lazy(state, picker, order)
+            elif options.maximizer == "naive":
+                naive(state, picker, order)
+            else:
+                stochastic(state, picker, order, epsilon=options.epsilon, seed=options.seed)
+        finally:
+            if kept is not None:
+                kept.save(picker.run.indices, picker.run.gains, force=True)
     run = picker.run
     gains = np.array(run.gains, np.float64)
     return Selection(
@@ -162,7 +186,9 @@ class Evaluation:
         if self.coverage is not None:
             lines.append(f"  coverage  {self.coverage:.2%} of f(V) = {self.total:.6g}")
         if self.bound is not None:
-            share = f" (at least {self.value / self.bound:.2%} of the best possible)" if self.bound > 0 else ""
+            share = (
+                f" (at least {self.value / self.bound:.2%} of the best possible)" if self.bound > 0 else ""
+            )
             lines.append(f"  bound     no {self.k} rows reach more than {self.bound:.6g}{share}")
         if self.percentiles:
             worst = ", ".join(f"{p} %: {v:.3f}" for p, v in self.percentiles.items())
@@ -263,6 +289,28 @@ class _Job:
         }
 
 
+def _checkpoint(path, job: _Job, k: int, coverage, given: np.ndarray, exclude: np.ndarray) -> Checkpoint:
+    """The checkpoint of a call: its record names everything that the picks depend on."""
+    if job.options.maximizer == "stochastic":
+        raise ValueError("checkpoint is for exact maximizers: the samples of 'stochastic' are not kept")
+    if Path(path).suffix != ".npz":
+        raise ValueError(f"checkpoint must be a file name that ends in .npz, got {str(path)!r}")
+    x = job.x
+    parts = [x] if isinstance(x, np.ndarray) else [x.dense] if x.dense is not None else list(x.csc)
+    record = {
+        "version": __version__,
+        "data": [fingerprint(part) for part in parts],
+        "k": k,
+        "coverage": coverage,
+        "given": fingerprint(given),
+        "exclude": fingerprint(np.sort(exclude)),
+        "objective": job.objective.describe(),
+        "similarity": job.kind.describe(),
+        "options": {name: getattr(job.options, name) for name in ("backend", "maximizer", "tie_break")},
+    }
+    return Checkpoint(path, record)
+
+
 def versions() -> dict[str, str]:
     return {"smartgpu": __version__, "python": platform.python_version(), "numpy": np.__version__}
 
@@ -281,7 +329,14 @@ def _by_reference(job: _Job, k: int, given, exclude, coverage: float | None, clo
         if coverage is not None:
             until = coverage * reference.Problem(x, job.kind, job.objective).value(range(job.n))
         run = reference.greedy(
-            x, k, job.objective, job.kind, given=given, closed=exclude, tie_break=job.options.tie_break, until=until
+            x,
+            k,
+            job.objective,
+            job.kind,
+            given=given,
+            closed=exclude,
+            tie_break=job.options.tie_break,
+            until=until,
         )
     return Selection(
         indices=run.indices,

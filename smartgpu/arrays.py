@@ -42,7 +42,9 @@ def check_finite(x: np.ndarray, name: str) -> None:
             if first < 0:
                 first = i + int(np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))[0])
     if count:
-        raise ValueError(f"{name} must be finite, got {count} NaN or infinite values, the first in row {first}")
+        raise ValueError(
+            f"{name} must be finite, got {count} NaN or infinite values, the first in row {first}"
+        )
 
 
 def _to_numpy(value: Any, name: str) -> np.ndarray:
@@ -59,7 +61,9 @@ def _to_numpy(value: Any, name: str) -> np.ndarray:
     if package == "pyarrow":
         return _from_arrow(value, name)
     if hasattr(value, "indptr"):
-        raise TypeError(f"{name} is a sparse matrix: pass similarity='precomputed', or a dense array of features")
+        raise TypeError(
+            f"{name} is a sparse matrix: pass similarity='precomputed', or a dense array of features"
+        )
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     try:
@@ -74,10 +78,14 @@ def _to_numpy(value: Any, name: str) -> np.ndarray:
 def _from_dataset(dataset: Any, name: str) -> np.ndarray:
     names = list(getattr(dataset, "column_names", []))
     if isinstance(names, dict) or not hasattr(dataset, "with_format") or isinstance(dataset, dict):
-        raise TypeError(f"{name} must be one split of a dataset, got {type(dataset).__name__}; choose a split first")
+        raise TypeError(
+            f"{name} must be one split of a dataset, got {type(dataset).__name__}; choose a split first"
+        )
     found = next((c for c in EMBEDDING_COLUMNS if c in names), None)
     if found is None:
-        raise ValueError(f"{name} has no embedding column ({', '.join(EMBEDDING_COLUMNS)}); its columns: {', '.join(names)}")
+        raise ValueError(
+            f"{name} has no embedding column ({', '.join(EMBEDDING_COLUMNS)}); its columns: {', '.join(names)}"
+        )
     return _from_arrow(dataset.select_columns([found]).with_format("arrow")[:].column(found), name)
 
 
@@ -103,7 +111,9 @@ def _from_arrow(column: Any, name: str) -> np.ndarray:
             lengths = np.diff(chunk.offsets.to_numpy())
             width = int(lengths[0]) if len(lengths) else 0
             if (lengths != width).any() or (parts and width != parts[0].shape[1]):
-                raise ValueError(f"{name} must have rows of one length, got lists of {lengths.min()} to {lengths.max()}")
+                raise ValueError(
+                    f"{name} must have rows of one length, got lists of {lengths.min()} to {lengths.max()}"
+                )
         flat = chunk.flatten()
         if flat.null_count:
             raise ValueError(f"{name} has {flat.null_count} missing numbers (nulls inside a row)")
@@ -173,10 +183,14 @@ def as_rows(value: Any, n: int, name: str) -> np.ndarray:
 def as_count(k: Any, n: int, name: str = "k") -> int:
     """A number of rows: an int counts, a float in (0, 1] is a share of n (rounded to nearest, 1 at least)."""
     if isinstance(k, (bool, np.bool_)) or not isinstance(k, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number of rows (int) or a share of them (float in (0, 1]), got {k!r}")
+        raise TypeError(
+            f"{name} must be a number of rows (int) or a share of them (float in (0, 1]), got {k!r}"
+        )
     if isinstance(k, (float, np.floating)):
         if not 0 < k <= 1:
-            raise ValueError(f"{name} as a share must lie in (0, 1], got {k}; write a number of rows as an int")
+            raise ValueError(
+                f"{name} as a share must lie in (0, 1], got {k}; write a number of rows as an int"
+            )
         return max(1, int(np.floor(k * n + 0.5)))
     if k <= 0:
         raise ValueError(f"{name} must be at least 1, got {k}")

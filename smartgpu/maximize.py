@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from smartgpu.checkpoint import Checkpoint
 from smartgpu.constraints import Constraint
 from smartgpu.objectives import State
 
 CLOSED = -np.inf
-LOWEST = np.finfo(np.float64).min  # a gain of -inf that may still be picked (the objective then explains itself)
+LOWEST = np.finfo(
+    np.float64
+).min  # a gain of -inf that may still be picked (the objective then explains itself)
 FIRST_BATCH = 64
 
 
@@ -63,6 +66,7 @@ class Picker:
         self.constraint, self.until, self.report = constraint, until, report
         self.reached = start
         self.run = Run()
+        self.checkpoint: Checkpoint | None = None
 
     @property
     def done(self) -> bool:
@@ -76,6 +80,8 @@ class Picker:
         self.reached += gain
         if self.report is not None:
             self.report(j, gain)
+        if self.checkpoint is not None:
+            self.checkpoint.save(self.run.indices, self.run.gains)
 
 
 def naive(state: State, picker: Picker, order: Order) -> None:
@@ -144,7 +150,10 @@ def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, se
         candidates = np.flatnonzero(constraint.open)
         cols = np.sort(rng.choice(candidates, min(size, len(candidates)), replace=False))
         gains = np.concatenate(
-            [state.evaluate(cols[i : i + state.max_batch]).gains for i in range(0, len(cols), state.max_batch)]
+            [
+                state.evaluate(cols[i : i + state.max_batch]).gains
+                for i in range(0, len(cols), state.max_batch)
+            ]
         )
         run.evaluations += len(cols)
         b = order.best(np.maximum(gains, LOWEST))

@@ -85,4 +85,6 @@ def _number(name: str, value: Any, kind: type, low: float, high: float, open_end
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise TypeError(f"{name} must be {'a number' if kind is float else 'an integer'}, got {value!r}")
     if not (low < value < high if open_ends else low <= value <= high):
-        raise ValueError(f"{name} must lie in {'(' if open_ends else '['}{low}, {high}{')' if open_ends else ']'}, got {value}")
+        raise ValueError(
+            f"{name} must lie in {'(' if open_ends else '['}{low}, {high}{')' if open_ends else ']'}, got {value}"
+        )

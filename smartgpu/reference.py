@@ -52,7 +52,9 @@ class Problem:
             self.s = similarities(x, kind, getattr(objective, "represented", None))
             separate = getattr(objective, "represented", None) is not None
             self.inner = self.s
-            if separate and objective.name == "graph_cut":  # one M for both matrices: that of all rows together
+            if (
+                separate and objective.name == "graph_cut"
+            ):  # one M for both matrices: that of all rows together
                 self.inner = similarities(x, kind, np.concatenate([x, objective.represented]))[: len(x)]
 
     def value(self, chosen) -> float:
@@ -104,7 +106,9 @@ class Greedy:
     base_value: float
 
 
-def greedy(x, k, objective, kind, *, given=(), closed=(), tie_break: str = "low", until: float | None = None) -> Greedy:
+def greedy(
+    x, k, objective, kind, *, given=(), closed=(), tie_break: str = "low", until: float | None = None
+) -> Greedy:
     """Naive greedy: k times, the candidate of the largest gain, the lowest (or "high": highest) index among equals."""
     problem = Problem(x, kind, objective)
     chosen = [int(j) for j in given]
@@ -125,4 +129,6 @@ def greedy(x, k, objective, kind, *, given=(), closed=(), tie_break: str = "low"
         chosen.append(j)
         open_[j] = False
         value += gains[-1]
-    return Greedy(np.array(indices, np.int64), np.array(gains), np.array(margins), start + float(np.sum(gains)), start)
+    return Greedy(
+        np.array(indices, np.int64), np.array(gains), np.array(margins), start + float(np.sum(gains)), start
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from smartgpu.files import replacing
 
 FORMAT = 1  # of saved files
 
@@ -91,9 +90,13 @@ class Selection:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 < k <= self.k:
             raise ValueError(f"k must be an integer from 1 to {self.k}, the rows selected, got {k!r}")
         if self.options.get("maximizer") == "stochastic" and k < self.k:
-            raise ValueError("a prefix of a stochastic selection is no stochastic selection: select again with k")
+            raise ValueError(
+                "a prefix of a stochastic selection is no stochastic selection: select again with k"
+            )
         gains = self.gains[:k]
-        return replace(self, indices=self.indices[:k], gains=gains, value=self.base_value + float(gains.sum()))
+        return replace(
+            self, indices=self.indices[:k], gains=gains, value=self.base_value + float(gains.sum())
+        )
 
     def assign(self, X: Any) -> Assignment:
         """Assign every row of the pool X to its nearest chosen row: training weights and a duplicate audit.
@@ -156,27 +159,3 @@ class Selection:
             raise
         except (KeyError, ValueError, TypeError, OSError) as error:
             raise ValueError(f"{path} is not a saved selection ({error})") from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path, mode: str = "wb"):
-    """A file under a temporary name beside `path`, which it replaces when written whole; gone if anything fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        os.fchmod(handle, 0o666 & ~_umask())
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

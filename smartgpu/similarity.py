@@ -99,7 +99,16 @@ class Precomputed(Similarity):
 
 KINDS: dict[str, type[Similarity]] = {
     kind.name: kind
-    for kind in (Cosine, CosineShifted, CosineSquared, Dot, Rbf, ExpEuclidean, MaxMinusSqeuclidean, Precomputed)
+    for kind in (
+        Cosine,
+        CosineShifted,
+        CosineSquared,
+        Dot,
+        Rbf,
+        ExpEuclidean,
+        MaxMinusSqeuclidean,
+        Precomputed,
+    )
 }
 
 
@@ -222,7 +231,9 @@ def _convert(x: np.ndarray, divide: np.ndarray | float, centre: np.ndarray | Non
         block = np.asarray(x[i : i + BLOCK], np.float64)
         if centre is not None:
             block = block - centre
-        out[i : i + BLOCK] = block / (divide[i : i + BLOCK, None] if isinstance(divide, np.ndarray) else divide)
+        out[i : i + BLOCK] = block / (
+            divide[i : i + BLOCK, None] if isinstance(divide, np.ndarray) else divide
+        )
     return out
 
 
@@ -246,8 +257,12 @@ def prepare(kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None) -> 
         for i in range(0, len(x), BLOCK):
             centre += np.asarray(x[i : i + BLOCK], np.float64).sum(axis=0) / len(x)
         scale = 1.0
-        if isinstance(kind, MaxMinusSqeuclidean):  # D^2 <= 4 max |x|^2: in half-scaled features every D^2 <= 1
-            scale = 2.0 * power_of_two(max(row_norms(np.asarray(s, np.float64) - centre).max(initial=0.0) for s in sets))
+        if isinstance(
+            kind, MaxMinusSqeuclidean
+        ):  # D^2 <= 4 max |x|^2: in half-scaled features every D^2 <= 1
+            scale = 2.0 * power_of_two(
+                max(row_norms(np.asarray(s, np.float64) - centre).max(initial=0.0) for s in sets)
+            )
             unit = scale * scale
         out = [_convert(s, scale, centre) for s in sets]
         if isinstance(kind, Rbf):

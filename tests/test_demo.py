@@ -19,8 +19,16 @@ import pytest
 from smartgpu import demo
 
 SHA256 = "3dd9f5346b598259b66d327773f57d134ae40b567e6dd40534d06523f9d9f11a"
-FIELDS = {"id": int, "task": str, "template": (str, type(None)), "instruction": str, "input": str, "output": str,
-          "score": float, "source": str}
+FIELDS = {
+    "id": int,
+    "task": str,
+    "template": (str, type(None)),
+    "instruction": str,
+    "input": str,
+    "output": str,
+    "score": float,
+    "source": str,
+}
 SOURCES = {"synthetic-math", "synthetic-language", "synthetic-code", "synthetic-facts", "synthetic-office"}
 MONTHS = "January February March April May June July August September October November December".split()
 
@@ -137,7 +145,9 @@ def test_other_seeds(rows, seed):
 def test_plain_arithmetic(good):
     checked = 0
     for row in good["arithmetic_word_problem"]:
-        found = re.search(r"(?:What is|Compute|Evaluate) ([\d ()x+-]+)[?.]", row["instruction"] + " " + row["input"])
+        found = re.search(
+            r"(?:What is|Compute|Evaluate) ([\d ()x+-]+)[?.]", row["instruction"] + " " + row["input"]
+        )
         if found:
             checked += 1
             assert answer(row).replace(",", "") == str(eval(found[1].replace("x", "*"))), row
@@ -161,13 +171,22 @@ def test_change_and_tickets(good):
 
 
 def test_unit_conversion(good):
-    known = {("miles", "kilometres"): 1.609344, ("kilometres", "miles"): 0.621371192, ("inches", "centimetres"): 2.54,
-             ("pounds", "kilograms"): 0.45359237, ("kilograms", "pounds"): 2.20462262, ("days", "hours"): 24,
-             ("ounces", "grams"): 28.3495231, ("litres", "US gallons"): 0.264172052,
-             ("knots", "kilometres per hour"): 1.852}
+    known = {
+        ("miles", "kilometres"): 1.609344,
+        ("kilometres", "miles"): 0.621371192,
+        ("inches", "centimetres"): 2.54,
+        ("pounds", "kilograms"): 0.45359237,
+        ("kilograms", "pounds"): 2.20462262,
+        ("days", "hours"): 24,
+        ("ounces", "grams"): 28.3495231,
+        ("litres", "US gallons"): 0.264172052,
+        ("knots", "kilometres per hour"): 1.852,
+    }
     checked = 0
     for row in good["unit_conversion"]:
-        found = re.match(r"([\d,]+) ([a-zA-Z ]+?) (?:is|are|=)(?: about)? ([\d.,]+) ([a-zA-Z ]+)\.", row["output"])
+        found = re.match(
+            r"([\d,]+) ([a-zA-Z ]+?) (?:is|are|=)(?: about)? ([\d.,]+) ([a-zA-Z ]+)\.", row["output"]
+        )
         if found and (found[2], found[4]) in known:
             checked += 1
             value = int(found[1].replace(",", "")) * known[found[2], found[4]]
@@ -203,7 +222,9 @@ def test_dates(good):
     for row in good["date_arithmetic"]:
         text, out = row["instruction"] + " " + row["input"], row["output"]
         if row["template"] == "deadline":
-            assert dates(out)[1] - dates(text)[0] == dt.timedelta(int(re.search(r"(\d+) days later", text)[1])), row
+            assert dates(out)[1] - dates(text)[0] == dt.timedelta(
+                int(re.search(r"(\d+) days later", text)[1])
+            ), row
         elif row["template"] == "countdown":
             assert (dates(text)[1] - dates(text)[0]).days == int(re.search(r"are (\d+) days", out)[1]), row
         elif row["template"] in ("weekday", "birthday"):
@@ -224,9 +245,14 @@ def test_sorting(good):
         split = "\n" if "\n" in row["input"] else ", "
         before, after = row["input"].split(split), row["output"].split(split)
         assert sorted(before) == sorted(after), row
-        key = {"ascending": int, "descending": lambda x: -float(x), "by_length": len,
-               "surnames": lambda p: p.split()[-1], "alphabetical": str,
-               "dates": lambda x: -dt.date.fromisoformat(x).toordinal()}[row["template"]]
+        key = {
+            "ascending": int,
+            "descending": lambda x: -float(x),
+            "by_length": len,
+            "surnames": lambda p: p.split()[-1],
+            "alphabetical": str,
+            "dates": lambda x: -dt.date.fromisoformat(x).toordinal(),
+        }[row["template"]]
         keys = [key(x) for x in after]
         assert keys == sorted(keys), row
 
@@ -259,7 +285,9 @@ def test_python_runs(good):
             exec(row["input"], {})
         said = row["output"].removeprefix("It prints ") if row["template"] == "explain" else row["output"]
         expected = printed.getvalue().strip()
-        assert said.startswith(f"{expected}, because") if row["template"] == "explain" else said == expected, row
+        assert (
+            said.startswith(f"{expected}, because") if row["template"] == "explain" else said == expected
+        ), row
     for row in good["python_function"]:
         compile(row["input"] or row["output"], "demo", "exec")
 
@@ -277,7 +305,9 @@ def test_patterns_match(good):
 def test_json_parses(good):
     for row in good["json_formatting"]:
         if row["template"] == "to_sentence":
-            assert all(str(v) in row["output"] for v in json.loads(row["input"]).values() if isinstance(v, str)), row
+            assert all(
+                str(v) in row["output"] for v in json.loads(row["input"]).values() if isinstance(v, str)
+            ), row
         else:
             data = json.loads(row["output"])
             assert row["template"] != "pretty" or data == json.loads(row["input"])
@@ -300,7 +330,9 @@ def test_equations(good):
         result = re.search(r"([xyntk]) = (-?\d+)\.?$", row["output"])
         if found and result:
             checked += 1
-            left, right = (eval(re.sub(r"(\d+)[xyntk]", rf"\1*({result[2]})", text)) for text in found.groups())
+            left, right = (
+                eval(re.sub(r"(\d+)[xyntk]", rf"\1*({result[2]})", text)) for text in found.groups()
+            )
             assert left == right, row
     assert checked > 10
 

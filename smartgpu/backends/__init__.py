@@ -36,21 +36,33 @@ class Backend(Protocol):
     pairs: int  # similarities computed so far
 
     def new_level(self) -> Any: ...  # (r,) zeros: level[i] = max(0, max_{j in S} q_ij)
-    def raise_level(self, level: Any, cols: np.ndarray) -> None: ...  # level[i] = max(level[i], max_c q_ic), in place
+    def raise_level(
+        self, level: Any, cols: np.ndarray
+    ) -> None: ...  # level[i] = max(level[i], max_c q_ic), in place
     def row_max(self) -> Any: ...  # (r,) max over all candidates, floored at 0
     def level_sum(self, level: Any, weights: Any = None) -> int: ...  # sum_i w_i level[i]
     def level_from(self, values: np.ndarray) -> Any: ...  # (r,) integers >= 0 on the host -> a level
     def level_values(self, level: Any) -> np.ndarray: ...  # (r,) int32 on the host
     def new_weights(self, weights: np.ndarray) -> Any: ...  # (r,) int64 >= 0 -> the backend's form
-    def excess(self, level: Any, weights: Any = None) -> np.ndarray: ...  # (n,) int64 sum_i w_i max(q_ij - level_i, 0)
-    def keep(self, level: Any, cols: np.ndarray, weights: Any = None) -> Kept: ...  # the same for m columns, kept
-    def accept(self, kept: Kept, b: int, level: Any) -> None: ...  # raise the level by kept column b, in place
+    def excess(
+        self, level: Any, weights: Any = None
+    ) -> np.ndarray: ...  # (n,) int64 sum_i w_i max(q_ij - level_i, 0)
+    def keep(
+        self, level: Any, cols: np.ndarray, weights: Any = None
+    ) -> Kept: ...  # the same for m columns, kept
+    def accept(
+        self, kept: Kept, b: int, level: Any
+    ) -> None: ...  # raise the level by kept column b, in place
     def max_batch(self) -> int: ...  # columns that may be kept at once
 
     def totals(self) -> np.ndarray: ...  # (n,) int64 sum_i q_ij
     def diagonal(self) -> np.ndarray: ...  # (n,) int64 q_jj; candidates x candidates
-    def block(self, a: np.ndarray, b: np.ndarray) -> np.ndarray: ...  # (|a|, |b|) int32, candidates x candidates
-    def nearest(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...  # (r,) best position in cols, (r,) int32
+    def block(
+        self, a: np.ndarray, b: np.ndarray
+    ) -> np.ndarray: ...  # (|a|, |b|) int32, candidates x candidates
+    def nearest(
+        self, cols: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]: ...  # (r,) best position in cols, (r,) int32
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,9 @@ def resolve(name: str) -> str:
     return "numpy" if name == "auto" else name
 
 
-def open_backend(name: str, pool: Geometry | Matrix, *, threads: int | None = None, memory: int | None = None) -> Backend:
+def open_backend(
+    name: str, pool: Geometry | Matrix, *, threads: int | None = None, memory: int | None = None
+) -> Backend:
     """The named backend over a prepared pool.
 
     Raises ValueError for an unknown name, ImportError with the pip line where a package it needs is not installed.
@@ -83,5 +97,7 @@ def open_backend(name: str, pool: Geometry | Matrix, *, threads: int | None = No
     try:
         factory = getattr(importlib.import_module(row.module), row.factory)
     except ImportError as error:
-        raise ImportError(f"backend {name!r} is not installed ({error}); install it with: {row.install}") from error
+        raise ImportError(
+            f"backend {name!r} is not installed ({error}); install it with: {row.install}"
+        ) from error
     return factory(pool, threads=threads, memory=memory)

@@ -115,7 +115,9 @@ def _thread_calls():
         return None
     for prefix in ("scipy_openblas_", "openblas_"):
         for suffix in ("64_", "_64", ""):
-            put, get = (getattr(library, f"{prefix}{verb}_num_threads{suffix}", None) for verb in ("set", "get"))
+            put, get = (
+                getattr(library, f"{prefix}{verb}_num_threads{suffix}", None) for verb in ("set", "get")
+            )
             if put and get:
                 return put, get
     put, get = getattr(library, "MKL_Set_Num_Threads", None), getattr(library, "MKL_Get_Max_Threads", None)

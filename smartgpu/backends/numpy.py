@@ -19,7 +19,9 @@ from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, map_dots
 
 BASE = np.int32(0x40400000)  # the bits of 3.0: q = raw - BASE
 ROWS = 384  # at most, summed in int32: 384 (2^22 + a few) < 2^31
-LIMB = 22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
+LIMB = (
+    22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
+)
 
 
 class Features:
@@ -30,7 +32,10 @@ class Features:
         self.symmetric = rows is cols
         self.layout = blas.find_layout(cols.shape[1])
         self.block, self.dtype = self.layout.block, np.dtype(self.layout.dtype).name
-        self.norms = [norms.setdefault(id(s), self._squared_norms(s)) if pool.kind.squared_norms else None for s in (rows, cols)]
+        self.norms = [
+            norms.setdefault(id(s), self._squared_norms(s)) if pool.kind.squared_norms else None
+            for s in (rows, cols)
+        ]
 
     def _squared_norms(self, x: np.ndarray) -> np.ndarray:
         """|x_i|^2 by the very chain of the products: the squared distance of two equal rows is exactly 0."""
@@ -43,7 +48,10 @@ class Features:
         return out
 
     def width(self, m: int) -> int:
-        return max(blas.round_up(m, self.layout.width), blas.round_up(48, self.layout.width)) + 2 * self.layout.pad
+        return (
+            max(blas.round_up(m, self.layout.width), blas.round_up(48, self.layout.width))
+            + 2 * self.layout.pad
+        )
 
     @property
     def pad(self) -> int:
@@ -69,7 +77,9 @@ class Features:
         out = out[: len(a)]
         product = out if self.layout.dtype is np.float32 else np.empty(out.shape, self.layout.dtype)
         np.matmul(a, y.T, out=product)
-        map_dots(self.pool, product, None if squares is None else np.add.outer(self._padded(rows, len(a)), squares))
+        map_dots(
+            self.pool, product, None if squares is None else np.add.outer(self._padded(rows, len(a)), squares)
+        )
         if product is not out:
             out[...] = product
         return out
@@ -96,7 +106,9 @@ class Entries:
         indptr, indices, data = self.pool.csc
         cols = np.arange(self.pool.shape[1])[cols] if isinstance(cols, slice) else cols
         starts, counts = indptr[cols], indptr[cols + 1] - indptr[cols]
-        where = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts) + np.arange(counts.sum())
+        where = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts) + np.arange(
+            counts.sum()
+        )
         rows, local = indices[where], np.repeat(np.arange(len(cols)), counts)
         order = np.argsort(rows, kind="stable")
         return rows[order], local[order], (data[where][order] / self.pool.unit).astype(np.float32)
@@ -172,7 +184,9 @@ class NumpyBackend:
             setattr(self._local, name, held)
         return held[:size].reshape(shape)
 
-    def _quantised(self, source, rows: slice | np.ndarray, count: int, panel, width: int, m: int) -> np.ndarray:
+    def _quantised(
+        self, source, rows: slice | np.ndarray, count: int, panel, width: int, m: int
+    ) -> np.ndarray:
         """Raw integers of `count` rows against a panel of m columns: (count, m) int32 in a scratch buffer."""
         out = self._buffer("tile", (blas.round_up(count, 96), width), np.float32)
         tile = source.tile(rows, panel, out)
@@ -190,7 +204,9 @@ class NumpyBackend:
             def work(j: slice, source: Features = source) -> float:
                 panel, m, least = source.panel(j), j.stop - j.start, 0.0
                 for i in self._blocks(len(source.rows)):
-                    out = self._buffer("tile", (blas.round_up(i.stop - i.start, 96), source.width(m)), np.float32)
+                    out = self._buffer(
+                        "tile", (blas.round_up(i.stop - i.start, 96), source.width(m)), np.float32
+                    )
                     tile = source.tile(i, panel, out)[: i.stop - i.start, source.pad : source.pad + m]
                     least = min(least, float(tile.min()))
                 return least
@@ -281,7 +297,9 @@ class NumpyBackend:
         self.pairs += self.n * (self.n + 1) // 2 if source.symmetric else self.r * self.n
         return out
 
-    def _reduce(self, raw: np.ndarray, level: np.ndarray | None, i: slice, weights: np.ndarray | None) -> np.ndarray:
+    def _reduce(
+        self, raw: np.ndarray, level: np.ndarray | None, i: slice, weights: np.ndarray | None
+    ) -> np.ndarray:
         """Sums over the rows of a raw tile (at most ROWS of them): q without a level, else w max(q - level, 0)."""
         if level is None:
             return (np.add.reduce(raw, axis=0, dtype=np.int32) - _wrap(len(raw) * int(BASE))).astype(np.int64)

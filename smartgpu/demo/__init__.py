@@ -20,15 +20,51 @@ EXACT, NEAR = 100, 250
 POOR_PERCENT = 6
 CURT = ("It depends.", "Yes.", "No idea.", "See above.", "I cannot help with that.", "Look it up.", "Maybe.")
 SWAPS = {
-    "Calculate": "Compute", "Classify": "Categorise", "Convert": "Change", "Correct": "Repair", "Describe": "Outline", "Explain": "Clarify",
-    "Extract": "Pull out", "Find": "Determine", "Fix": "Correct", "Give": "Provide", "List": "Enumerate", "Name": "State",
-    "Order": "Arrange", "Put": "Place", "Rewrite": "Rephrase", "Show": "Display", "Solve": "Work out", "Sort": "Arrange", "State": "Give",
-    "Summarise": "Sum up", "Translate": "Render", "Turn": "Change", "Write": "Compose",
+    "Calculate": "Compute",
+    "Classify": "Categorise",
+    "Convert": "Change",
+    "Correct": "Repair",
+    "Describe": "Outline",
+    "Explain": "Clarify",
+    "Extract": "Pull out",
+    "Find": "Determine",
+    "Fix": "Correct",
+    "Give": "Provide",
+    "List": "Enumerate",
+    "Name": "State",
+    "Order": "Arrange",
+    "Put": "Place",
+    "Rewrite": "Rephrase",
+    "Show": "Display",
+    "Solve": "Work out",
+    "Sort": "Arrange",
+    "State": "Give",
+    "Summarise": "Sum up",
+    "Translate": "Render",
+    "Turn": "Change",
+    "Write": "Compose",
 }
 TYPOS = {
-    "answer": "anwser", "before": "befroe", "capital": "captial", "each": "eahc", "following": "folowing", "from": "form",
-    "many": "mnay", "message": "mesage", "number": "nubmer", "probability": "probabilty", "sentence": "sentance", "that": "taht",
-    "the": "teh", "their": "thier", "this": "thsi", "what": "waht", "which": "wich", "with": "wiht", "word": "wrod", "words": "wrods",
+    "answer": "anwser",
+    "before": "befroe",
+    "capital": "captial",
+    "each": "eahc",
+    "following": "folowing",
+    "from": "form",
+    "many": "mnay",
+    "message": "mesage",
+    "number": "nubmer",
+    "probability": "probabilty",
+    "sentence": "sentance",
+    "that": "taht",
+    "the": "teh",
+    "their": "thier",
+    "this": "thsi",
+    "what": "waht",
+    "which": "wich",
+    "with": "wiht",
+    "word": "wrod",
+    "words": "wrods",
 }
 GREETINGS = ("Please help: ", "Hi! ", "Quick question: ", "Hello, ", "One more: ", "Could you do this? ")
 THANKS = (" Thanks!", " Thank you.", " Thanks in advance.", " Please be brief.", " Please.")
@@ -43,8 +79,17 @@ def _distinct(task: Task, seed: int) -> list[dict[str, Any]]:
         if seen & keys:
             continue
         seen |= keys
-        rows.append({"task": task.name, "template": template, "instruction": instruction, "input": text, "output": output,
-                     "score": 0.0, "source": task.source})
+        rows.append(
+            {
+                "task": task.name,
+                "template": template,
+                "instruction": instruction,
+                "input": text,
+                "output": output,
+                "score": 0.0,
+                "source": task.source,
+            }
+        )
         if len(rows) == task.rows:
             return rows
     raise AssertionError(f"task {task.name!r} ran out of distinct rows at {len(rows)} of {task.rows}")
@@ -54,7 +99,9 @@ def _score(row: dict[str, Any]) -> float:
     """3.0 to 5.0: more for working or a reason, for a full sentence and for a sufficient length."""
     out = row["output"]
     reasons = any(sign in out for sign in (" because ", "Because ", " = ", ": ", "; ", "\n"))
-    points = 30 + 6 * reasons + 4 * out.endswith((".", "!", ";")) + 4 * (len(out) >= 40) + 2 * bool(row["input"])
+    points = (
+        30 + 6 * reasons + 4 * out.endswith((".", "!", ";")) + 4 * (len(out) >= 40) + 2 * bool(row["input"])
+    )
     return (points + zlib.crc32((row["instruction"] + row["input"]).encode()) % 5) / 10
 
 
@@ -64,7 +111,10 @@ def _spoil(row: dict[str, Any], others: list[dict[str, Any]], dice: Dice) -> Non
     if style == 0 and len(words) >= 6:
         row["output"], row["score"] = " ".join(words[: dice.int(2, len(words) // 2)]), dice.int(10, 22) / 10
     elif style == 1:
-        row["output"], row["score"] = dice.pick([r for r in others if r["task"] != row["task"]])["output"], dice.int(0, 9) / 10
+        row["output"], row["score"] = (
+            dice.pick([r for r in others if r["task"] != row["task"]])["output"],
+            dice.int(0, 9) / 10,
+        )
     else:
         row["output"], row["score"] = dice.pick(CURT), dice.int(4, 15) / 10
 
@@ -106,13 +156,18 @@ def demo_rows(seed: int = 0) -> list[dict[str, Any]]:
         if dice.chance(POOR_PERCENT):
             _spoil(row, clean, dice)
     originals = dice.sample(rows, EXACT + NEAR)
-    copies, seen = [dict(row) for row in originals[:EXACT]], {(row["instruction"], row["input"]) for row in rows}
+    copies, seen = (
+        [dict(row) for row in originals[:EXACT]],
+        {(row["instruction"], row["input"]) for row in rows},
+    )
     for row in originals[EXACT:]:
         text = row["instruction"]
         while (text, row["input"]) in seen:
             text = _nearly(row["instruction"], dice)
         seen.add((text, row["input"]))
-        copies.append(row | {"instruction": text, "score": max(0.0, round(10 * row["score"] - dice.int(0, 2)) / 10)})
+        copies.append(
+            row | {"instruction": text, "score": max(0.0, round(10 * row["score"] - dice.int(0, 2)) / 10)}
+        )
     return [{"id": i} | row for i, row in enumerate(dice.shuffled(rows + copies))]
 
 

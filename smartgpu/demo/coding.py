@@ -42,11 +42,24 @@ def sql_query(d: Dice) -> Row:
     """A question about one table and the query that answers it."""
     t, show, group, num, what, values, low, high = d.pick(FIELDS)
     step = 500 if int(high) > 9999 else 5
-    slots = {"t": t, "show": show, "group": group, "num": num, "what": what, "v": d.pick(values.split("; ")),
-             "n": d.int(int(low), int(high), step), "k": d.int(2, 12)}
+    slots = {
+        "t": t,
+        "show": show,
+        "group": group,
+        "num": num,
+        "what": what,
+        "v": d.pick(values.split("; ")),
+        "n": d.int(int(low), int(high), step),
+        "k": d.int(2, 12),
+    }
     ask, query = (text.format(**slots) for text in d.pick(QUERIES))
     if d.chance(50):
-        return "schema_input", ask.replace("?", "? Answer with SQL.") if ask.endswith("?") else f"Write SQL: {ask}", SCHEMAS[t], query
+        return (
+            "schema_input",
+            ask.replace("?", "? Answer with SQL.") if ask.endswith("?") else f"Write SQL: {ask}",
+            SCHEMAS[t],
+            query,
+        )
     return "question_input", f"Given the table {SCHEMAS[t]}, write a SQL query.", ask, query
 
 
@@ -80,21 +93,61 @@ def python_function(d: Dice) -> Row:
 
 
 SNIPPETS = (
-    lambda d, a, b, w, xs: (f"print({a} // {b}, {a} % {b})", f"{a // b} {a % b}", "// is floor division and % is the remainder"),
-    lambda d, a, b, w, xs: (f"xs = {xs}\nprint(xs[1:4])", str(xs[1:4]), "a slice takes the items at index 1, 2 and 3"),
-    lambda d, a, b, w, xs: (f"xs = {xs}\nprint(sum(x for x in xs if x % 2 == 0))", str(sum(x for x in xs if x % 2 == 0)),
-                            "only even numbers are added"),
-    lambda d, a, b, w, xs: (f'word = "{w}"\nprint(word[::-1].upper())', w[::-1].upper(), "a step of -1 reverses the string"),
-    lambda d, a, b, w, xs: (f'print("-".join("{w}"[:{b}]))', "-".join(w[:b]), "join puts a hyphen between the letters"),
-    lambda d, a, b, w, xs: (f"total = 0\nfor i in range({b}, {a}, {b}):\n    total += i\nprint(total)", str(sum(range(b, a, b))),
-                            "range leaves out its end"),
-    lambda d, a, b, w, xs: (f"xs = {xs}\nxs.sort(reverse=True)\nprint(xs[0], xs[-1])", f"{max(xs)} {min(xs)}",
-                            "after sorting, the largest comes first and the smallest last"),
-    lambda d, a, b, w, xs: (f'd = {{"{w}": {a}}}\nprint(d.get("{w}", 0) + d.get("missing", {b}))', str(a + b),
-                            "get returns its second argument for a key that is absent"),
-    lambda d, a, b, w, xs: (f"print([x * {b} for x in range({b + 2})])", str([x * b for x in range(b + 2)]), "the list starts at 0"),
-    lambda d, a, b, w, xs: (f'print(len(set("{w}")))', str(len(set(w))), "a set keeps each different letter once"),
-    lambda d, a, b, w, xs: (f"a, b = {a}, {b}\na, b = b, a + b\nprint(a, b)", f"{b} {a + b}", "the right side is evaluated first"),
+    lambda d, a, b, w, xs: (
+        f"print({a} // {b}, {a} % {b})",
+        f"{a // b} {a % b}",
+        "// is floor division and % is the remainder",
+    ),
+    lambda d, a, b, w, xs: (
+        f"xs = {xs}\nprint(xs[1:4])",
+        str(xs[1:4]),
+        "a slice takes the items at index 1, 2 and 3",
+    ),
+    lambda d, a, b, w, xs: (
+        f"xs = {xs}\nprint(sum(x for x in xs if x % 2 == 0))",
+        str(sum(x for x in xs if x % 2 == 0)),
+        "only even numbers are added",
+    ),
+    lambda d, a, b, w, xs: (
+        f'word = "{w}"\nprint(word[::-1].upper())',
+        w[::-1].upper(),
+        "a step of -1 reverses the string",
+    ),
+    lambda d, a, b, w, xs: (
+        f'print("-".join("{w}"[:{b}]))',
+        "-".join(w[:b]),
+        "join puts a hyphen between the letters",
+    ),
+    lambda d, a, b, w, xs: (
+        f"total = 0\nfor i in range({b}, {a}, {b}):\n    total += i\nprint(total)",
+        str(sum(range(b, a, b))),
+        "range leaves out its end",
+    ),
+    lambda d, a, b, w, xs: (
+        f"xs = {xs}\nxs.sort(reverse=True)\nprint(xs[0], xs[-1])",
+        f"{max(xs)} {min(xs)}",
+        "after sorting, the largest comes first and the smallest last",
+    ),
+    lambda d, a, b, w, xs: (
+        f'd = {{"{w}": {a}}}\nprint(d.get("{w}", 0) + d.get("missing", {b}))',
+        str(a + b),
+        "get returns its second argument for a key that is absent",
+    ),
+    lambda d, a, b, w, xs: (
+        f"print([x * {b} for x in range({b + 2})])",
+        str([x * b for x in range(b + 2)]),
+        "the list starts at 0",
+    ),
+    lambda d, a, b, w, xs: (
+        f'print(len(set("{w}")))',
+        str(len(set(w))),
+        "a set keeps each different letter once",
+    ),
+    lambda d, a, b, w, xs: (
+        f"a, b = {a}, {b}\na, b = b, a + b\nprint(a, b)",
+        f"{b} {a + b}",
+        "the right side is evaluated first",
+    ),
 )
 CODE_WORDS = "python lantern pepper bottle harvest winter saddle mirror coffee banana guitar planet".split()
 
@@ -102,12 +155,19 @@ CODE_WORDS = "python lantern pepper bottle harvest winter saddle mirror coffee b
 @task("python_output", SOURCE, 84)
 def python_output(d: Dice) -> Row:
     """What a few lines of Python print."""
-    code, out, why = d.pick(SNIPPETS)(d, d.int(11, 60), d.int(2, 6), d.pick(CODE_WORDS), [d.int(1, 40) for _ in range(6)])
+    code, out, why = d.pick(SNIPPETS)(
+        d, d.int(11, 60), d.int(2, 6), d.pick(CODE_WORDS), [d.int(1, 40) for _ in range(6)]
+    )
     style = d.int(0, 2)
     if style == 0:
         return "output_only", "State the exact output of this Python code.", code, out
     if style == 1:
-        return "explain", "What does this Python code print, and why?", code, f"It prints {out}, because {why}."
+        return (
+            "explain",
+            "What does this Python code print, and why?",
+            code,
+            f"It prints {out}, because {why}.",
+        )
     return "predict", f"{d.pick(NAMES)} runs the script below. What appears on the screen?", code, out
 
 
@@ -133,7 +193,12 @@ def regex_explain(d: Dice) -> Row:
     pattern, meaning, good, bad = d.pick(PATTERNS)
     pattern, style = pattern.replace(";", "|"), d.int(0, 2)
     if style == 0:
-        return "explain", "Explain this regular expression in plain English.", pattern, f"It matches {meaning}."
+        return (
+            "explain",
+            "Explain this regular expression in plain English.",
+            pattern,
+            f"It matches {meaning}.",
+        )
     if style == 1:
         return "write", f"Write a regular expression that matches {meaning}.", "", pattern
     q = "For this regular expression give a text that it finds and one that it does not."
@@ -163,8 +228,12 @@ print the second column of the comma-separated file {f} | cut -d, -f2 {f} | -d s
 @task("shell_command", SOURCE, 56)
 def shell_command(d: Dice) -> Row:
     """Common commands of a Unix shell."""
-    slots = {"d": d.pick(("logs", "photos", "src", "reports")), "f": d.pick(("access.log", "notes.txt", "sales.csv", "todo.md")),
-             "n": d.pick((5, 10, 20, 50)), "w": d.pick(("error", "invoice", "deploy", "summary"))}
+    slots = {
+        "d": d.pick(("logs", "photos", "src", "reports")),
+        "f": d.pick(("access.log", "notes.txt", "sales.csv", "todo.md")),
+        "n": d.pick((5, 10, 20, 50)),
+        "w": d.pick(("error", "invoice", "deploy", "summary")),
+    }
     what, command, why = (text.format(**slots) for text in d.pick(SHELL))
     style = d.int(0, 2)
     if style == 0:
@@ -197,7 +266,12 @@ assert user.is_admin, "no access" | Assertions vanish under python -O; raise an 
 def code_review_hint(d: Dice) -> Row:
     """One weakness of a Python snippet and its remedy."""
     code, hint = d.pick(REVIEW)
-    template, q = d.pick((("review", "Review this Python code and name its main problem."), ("improve", "How could this code be improved?")))
+    template, q = d.pick(
+        (
+            ("review", "Review this Python code and name its main problem."),
+            ("improve", "How could this code be improved?"),
+        )
+    )
     return template, q, code.replace("^", "\n"), hint
 
 
@@ -208,15 +282,35 @@ TITLES = (
 ).split("|")
 STRING_OPS = (
     ("reverse_words", "Reverse the order of the words.", lambda s: " ".join(s.split()[::-1])),
-    ("title_case", "Capitalise the first letter of each word.", lambda s: " ".join(w.capitalize() for w in s.split())),
+    (
+        "title_case",
+        "Capitalise the first letter of each word.",
+        lambda s: " ".join(w.capitalize() for w in s.split()),
+    ),
     ("snake_case", "Turn the phrase into snake_case.", lambda s: s.lower().replace(" ", "_")),
-    ("camel_case", "Write the phrase in camelCase.", lambda s: s[0].lower() + "".join(w.capitalize() for w in s.split())[1:]),
+    (
+        "camel_case",
+        "Write the phrase in camelCase.",
+        lambda s: s[0].lower() + "".join(w.capitalize() for w in s.split())[1:],
+    ),
     ("upper", "Convert the text to capital letters.", str.upper),
-    ("initials", "Form an acronym from the first letters of the words.", lambda s: "".join(w[0] for w in s.split()).upper()),
+    (
+        "initials",
+        "Form an acronym from the first letters of the words.",
+        lambda s: "".join(w[0] for w in s.split()).upper(),
+    ),
     ("count_words", "How many words does the text have?", lambda s: str(len(s.split()))),
     ("count_letters", "Count the letters without the spaces.", lambda s: str(len(s.replace(" ", "")))),
-    ("longest_word", "Which word is the longest? Take the first if there are several.", lambda s: max(s.split(), key=len)),
-    ("vowels_out", "Remove every vowel (a, e, i, o, u) from the text.", lambda s: " ".join(re.sub("[aeiou]", "", s, flags=re.I).split())),
+    (
+        "longest_word",
+        "Which word is the longest? Take the first if there are several.",
+        lambda s: max(s.split(), key=len),
+    ),
+    (
+        "vowels_out",
+        "Remove every vowel (a, e, i, o, u) from the text.",
+        lambda s: " ".join(re.sub("[aeiou]", "", s, flags=re.I).split()),
+    ),
     ("every_second", "Keep every second word, starting with the first.", lambda s: " ".join(s.split()[::2])),
     ("slug", "Make a URL slug: lower case, with hyphens.", lambda s: s.lower().replace(" ", "-")),
 )
@@ -240,7 +334,12 @@ def sort_list(d: Dice) -> Row:
     kind, n = d.int(0, 5), d.int(5, 8)
     if kind == 0:
         xs = d.sample(range(-40, 99), n)
-        return "ascending", "Sort the numbers from smallest to largest.", ", ".join(map(str, xs)), ", ".join(map(str, sorted(xs)))
+        return (
+            "ascending",
+            "Sort the numbers from smallest to largest.",
+            ", ".join(map(str, xs)),
+            ", ".join(map(str, sorted(xs))),
+        )
     if kind == 1:
         xs = [f"{d.int(1, 99)}.{d.int(10, 98)}" for _ in range(n)]
         text = ", ".join(sorted(xs, key=float, reverse=True))
@@ -254,10 +353,20 @@ def sort_list(d: Dice) -> Row:
         return "by_length", q, ", ".join(xs), ", ".join(sorted(xs, key=len))
     if kind == 4:
         xs = [f"{d.int(1990, 2025)}-{d.int(1, 12):02d}-{d.int(1, 28):02d}" for _ in range(n)]
-        return "dates", "List these dates from the latest to the earliest.", "\n".join(xs), "\n".join(sorted(xs, reverse=True))
+        return (
+            "dates",
+            "List these dates from the latest to the earliest.",
+            "\n".join(xs),
+            "\n".join(sorted(xs, reverse=True)),
+        )
     people = [f"{a} {b}" for a, b in zip(d.sample(NAMES, n), d.sample(SURNAMES, n), strict=True)]
     text = "\n".join(sorted(people, key=lambda p: p.split()[1]))
-    return "surnames", f"{d.pick(NAMES)} keeps this guest list. Sort it by last name.", "\n".join(people), text
+    return (
+        "surnames",
+        f"{d.pick(NAMES)} keeps this guest list. Sort it by last name.",
+        "\n".join(people),
+        text,
+    )
 
 
 @task("json_formatting", SOURCE, 60)
@@ -267,7 +376,10 @@ def json_formatting(d: Dice) -> Row:
     kind = d.int(0, 3)
     if kind == 0:
         age, job = d.int(21, 67), d.pick(("carpenter", "dentist", "translator", "pilot", "gardener", "nurse"))
-        data, text = {"name": name, "age": age, "job": job, "city": city}, f"{name}, {age}, works as a {job} in {city}."
+        data, text = (
+            {"name": name, "age": age, "job": job, "city": city},
+            f"{name}, {age}, works as a {job} in {city}.",
+        )
     elif kind == 1:
         item, n, stock = d.pick(THINGS), d.int(3, 90), d.chance(60)
         data = {"product": item, "price": n, "in_stock": stock}
@@ -282,17 +394,34 @@ def json_formatting(d: Dice) -> Row:
         text = f"{city} will be {sky} with a low of {low} and a high of {high} degrees."
     keys = listed(list(data))
     if d.chance(60):
-        return "to_json", f"Turn the sentence into a JSON object with the keys {keys}.", text, json.dumps(data)
+        return (
+            "to_json",
+            f"Turn the sentence into a JSON object with the keys {keys}.",
+            text,
+            json.dumps(data),
+        )
     if d.chance(50):
-        return "pretty", "Format this JSON with an indent of two spaces.", json.dumps(data, separators=(",", ":")), json.dumps(data, indent=2)
+        return (
+            "pretty",
+            "Format this JSON with an indent of two spaces.",
+            json.dumps(data, separators=(",", ":")),
+            json.dumps(data, indent=2),
+        )
     return "to_sentence", "Describe the JSON object in one English sentence.", json.dumps(data), text
 
 
 @task("csv_to_table", SOURCE, 30)
 def csv_to_table(d: Dice) -> Row:
     """CSV to a Markdown table, or the total of a column."""
-    head, low, high = d.pick((("city,visitors", 200, 9000), ("item,stock", 0, 80), ("player,points", 3, 40), ("room,area", 9, 60)))
-    first = {"city": CITIES, "item": THINGS, "player": NAMES, "room": ("kitchen", "hall", "office", "attic", "cellar", "studio")}
+    head, low, high = d.pick(
+        (("city,visitors", 200, 9000), ("item,stock", 0, 80), ("player,points", 3, 40), ("room,area", 9, 60))
+    )
+    first = {
+        "city": CITIES,
+        "item": THINGS,
+        "player": NAMES,
+        "room": ("kitchen", "hall", "office", "attic", "cellar", "studio"),
+    }
     rows = [(name, d.int(low, high)) for name in d.sample(first[head.split(",")[0]], d.int(3, 5))]
     text = "\n".join([head, *(f"{a},{b}" for a, b in rows)])
     a, b = head.split(",")
@@ -300,4 +429,9 @@ def csv_to_table(d: Dice) -> Row:
         lines = [f"| {a} | {b} |", "| --- | --- |", *(f"| {x} | {y} |" for x, y in rows)]
         return "markdown", "Convert the CSV data to a Markdown table.", text, "\n".join(lines)
     total = sum(y for _, y in rows)
-    return "total", f"Add up the column {b} of this CSV file.", text, f"The total is {total}: {' + '.join(str(y) for _, y in rows)}."
+    return (
+        "total",
+        f"Add up the column {b} of this CSV file.",
+        text,
+        f"The total is {total}: {' + '.join(str(y) for _, y in rows)}.",
+    )

@@ -69,7 +69,12 @@ def country_facts(d: Dice) -> Row:
     if style == 0:
         return "capital", f"What is the capital of {country}?", "", f"The capital of {country} is {capital}."
     if style == 1:
-        return "which_country", f"{capital} is the capital of which country?", "", f"{capital} is the capital of {country}."
+        return (
+            "which_country",
+            f"{capital} is the capital of which country?",
+            "",
+            f"{capital} is the capital of {country}.",
+        )
     if style == 2 and continent != "-":
         return "continent", f"On which continent does {country} lie?", "", f"{country} lies in {continent}."
     if style == 3 and language != "-":
@@ -79,9 +84,16 @@ def country_facts(d: Dice) -> Row:
         return "currency", "Name the currency of this country.", country, money
     if style == 5 and continent != "-":
         text = f"Country: {country}\nCapital: {capital}\nContinent: {continent}"
-        return "fact_sheet", d.pick(("Write a fact sheet with capital and continent.", "Fill in capital and continent.")), country, text
+        return (
+            "fact_sheet",
+            d.pick(("Write a fact sheet with capital and continent.", "Fill in capital and continent.")),
+            country,
+            text,
+        )
     if style == 6:
-        others = d.shuffled([capital, *[c[1] for c in d.sample([c for c in COUNTRIES if c[0] != country], 2)]])
+        others = d.shuffled(
+            [capital, *[c[1] for c in d.sample([c for c in COUNTRIES if c[0] != country], 2)]]
+        )
         return "choice", f"Which of these cities is the capital of {country}?", listed(others, "or"), capital
     here, there = continent, d.pick([c for c in COUNTRIES if c[2] != "-" and c[0] != country])
     if here == "-":
@@ -135,7 +147,12 @@ def element_facts(d: Dice) -> Row:
     if style == 0:
         return "symbol", f"What is the chemical symbol of {name}?", "", f"The symbol of {name} is {symbol}."
     if style == 1:
-        return "number", f"How many protons does an atom of {name} have?", "", f"{name.capitalize()} has {number} protons, its atomic number."
+        return (
+            "number",
+            f"How many protons does an atom of {name} have?",
+            "",
+            f"{name.capitalize()} has {number} protons, its atomic number.",
+        )
     if style == 2:
         return "from_symbol", "Which element has this symbol?", symbol, name.capitalize()
     if style == 3:
@@ -148,7 +165,12 @@ def element_facts(d: Dice) -> Row:
         return "describe", "Describe the chemical element briefly.", name, text
     other = d.pick([e for e in ELEMENTS if e[0] != name])
     heavy, light = (name, other[0]) if int(number) > int(other[2]) else (other[0], name)
-    return "compare", f"Which has more protons, {name} or {other[0]}?", "", f"{heavy.capitalize()} has more protons than {light}."
+    return (
+        "compare",
+        f"Which has more protons, {name} or {other[0]}?",
+        "",
+        f"{heavy.capitalize()} has more protons than {light}.",
+    )
 
 
 PLANETS = table("""
@@ -173,7 +195,12 @@ def planets(d: Dice) -> Row:
     if style == 1:
         return "kind", "Is this planet rocky, a gas giant or an ice giant?", name, kind.capitalize()
     if style == 2:
-        return "order", f"Counting from the Sun, which planet is number {place}?", "", f"Number {place} is {name}."
+        return (
+            "order",
+            f"Counting from the Sun, which planet is number {place}?",
+            "",
+            f"Number {place} is {name}.",
+        )
     other = d.pick([p for p in PLANETS if p[0] != name])
     near = name if int(place) < int(other[3]) else other[0]
     return "distance", "Which of the two planets orbits closer to the Sun?", f"{name}, {other[0]}", near
@@ -207,17 +234,30 @@ def animal_classes(d: Dice) -> Row:
     animal, group, why, young = d.pick(ANIMALS)
     style = d.int(0, 3)
     if style == 0:
-        return "classify", "Classify the animal: mammal, bird, reptile, amphibian, fish, insect or arachnid?", animal, group
+        return (
+            "classify",
+            "Classify the animal: mammal, bird, reptile, amphibian, fish, insect or arachnid?",
+            animal,
+            group,
+        )
     a = "an" if group[0] in "aeiou" else "a"
     if style == 1:
         q = f"A child asks why the {animal} counts as {a} {group}. What do you say?"
         return "why", q, "", f"Because {why}."
     if style == 2:
-        return "young", f"What do you call the young of a {animal}?".replace("a owl", "an owl").replace("a eel", "an eel"), "", (
-            f"It is called a {young}.".replace("a owlet", "an owlet").replace("a elver", "an elver")
+        return (
+            "young",
+            f"What do you call the young of a {animal}?".replace("a owl", "an owl").replace(
+                "a eel", "an eel"
+            ),
+            "",
+            (f"It is called a {young}.".replace("a owlet", "an owlet").replace("a elver", "an elver")),
         )
     odd = d.pick([x for x in ANIMALS if x[1] != group])
     mates = d.sample([x[0] for x in ANIMALS if x[1] == group], 2)
-    return "odd_one_out", "Find the odd one out and give the reason.", ", ".join(d.shuffled([odd[0], *mates])), (
-        f"{odd[0].capitalize()}: it is of the class {odd[1]}, the others are of the class {group}."
+    return (
+        "odd_one_out",
+        "Find the odd one out and give the reason.",
+        ", ".join(d.shuffled([odd[0], *mates])),
+        (f"{odd[0].capitalize()}: it is of the class {odd[1]}, the others are of the class {group}."),
     )

@@ -6,7 +6,9 @@ from .registry import CITIES, NAMES, SURNAMES, Dice, Row, article, listed, money
 
 SOURCE = "synthetic-language"
 
-SUBJECTS = "My neighbour|Our teacher|The night nurse|Her cousin|The new baker|The tall goalkeeper|His landlady|The old sailor".split("|")
+SUBJECTS = "My neighbour|Our teacher|The night nurse|Her cousin|The new baker|The tall goalkeeper|His landlady|The old sailor".split(
+    "|"
+)
 ACTIONS = table("""
 walk | walks | to work every morning
 keep | keeps | bees behind the house
@@ -37,15 +39,27 @@ whose | who's | Do you know {} bag this is?; That is the boy {} dog ran away.
 lose | loose | Do not {} your ticket.; We may {} the match.
 """)
 WHY = {
-    "their": "shows possession", "there": "points to a place or says that something exists", "they're": "is short for they are",
-    "its": "is the possessive", "it's": "is short for it is", "your": "is the possessive", "you're": "is short for you are",
-    "than": "makes a comparison", "then": "tells the order in time", "fewer": "goes with things that can be counted",
-    "too": "means more than enough or also", "affect": "is the verb", "effect": "is the noun", "whose": "asks about or shows possession",
+    "their": "shows possession",
+    "there": "points to a place or says that something exists",
+    "they're": "is short for they are",
+    "its": "is the possessive",
+    "it's": "is short for it is",
+    "your": "is the possessive",
+    "you're": "is short for you are",
+    "than": "makes a comparison",
+    "then": "tells the order in time",
+    "fewer": "goes with things that can be counted",
+    "too": "means more than enough or also",
+    "affect": "is the verb",
+    "effect": "is the noun",
+    "whose": "asks about or shows possession",
     "lose": "is the verb for not keeping or not winning",
 }
 FIX = (
-    ("correct", "Correct the grammar of this sentence."), ("correct", "Fix the mistake in the sentence."),
-    ("proofread", "Proofread the sentence and explain the correction."), ("proofread", "Find the error, correct it and say why."),
+    ("correct", "Correct the grammar of this sentence."),
+    ("correct", "Fix the mistake in the sentence."),
+    ("proofread", "Proofread the sentence and explain the correction."),
+    ("proofread", "Find the error, correct it and say why."),
 )
 
 
@@ -60,12 +74,23 @@ def grammar_correction(d: Dice) -> Row:
     elif kind < 7:
         who, (many, one, rest) = d.pick(SUBJECTS), d.pick(ACTIONS)
         if d.chance(60):
-            wrong, right, why = f"{who} {many} {rest}.", f"{who} {one} {rest}.", f"a singular subject takes {one}"
+            wrong, right, why = (
+                f"{who} {many} {rest}.",
+                f"{who} {one} {rest}.",
+                f"a singular subject takes {one}",
+            )
         else:
             who = f"{who} and {d.pick(NAMES)}"
-            wrong, right, why = f"{who} {one} {rest}.", f"{who} {many} {rest}.", f"two people together take {many}"
+            wrong, right, why = (
+                f"{who} {one} {rest}.",
+                f"{who} {many} {rest}.",
+                f"two people together take {many}",
+            )
     elif kind < 9:
-        thing = d.pick("umbrella orange idea elephant engineer apple island".split() + "banana lemon tiger castle pilot melody".split())
+        thing = d.pick(
+            "umbrella orange idea elephant engineer apple island".split()
+            + "banana lemon tiger castle pilot melody".split()
+        )
         verb = d.pick(("saw", "drew", "wrote about", "dreamt of", "talked about"))
         good = article(thing)
         bad = f"a {thing}" if good.startswith("an ") else f"an {thing}"
@@ -74,7 +99,9 @@ def grammar_correction(d: Dice) -> Row:
         why = f"{thing} begins with a {'vowel' if good.startswith('an ') else 'consonant'} sound"
     else:
         who = d.pick(NAMES)
-        verb, what = d.pick((("say", "thing"), ("see", "body"), ("go", "where"), ("hear", "thing"), ("meet", "body")))
+        verb, what = d.pick(
+            (("say", "thing"), ("see", "body"), ("go", "where"), ("hear", "thing"), ("meet", "body"))
+        )
         wrong, right = f"{who} didn't {verb} no{what}.", f"{who} didn't {verb} any{what}."
         why = "standard English uses one negative, not two"
     template, text = d.pick(FIX)
@@ -139,15 +166,37 @@ enjoy | enjoyed | enjoyed | the quiet
 def past_tense(d: Dice) -> Row:
     """Forms of a verb, or a sentence moved to the past."""
     base, past, participle, rest = d.pick(VERBS)
-    who, have = d.pick((("We", "have"), ("They", "have"), ("I", "have"), ("The students", "have"), ("Our friends", "have")))
+    who, have = d.pick(
+        (("We", "have"), ("They", "have"), ("I", "have"), ("The students", "have"), ("Our friends", "have"))
+    )
     style = d.int(0, 3)
     if style == 0:
-        return "form", f'What is the past tense of the verb "{base}"?', "", f'The past tense of "{base}" is "{past}".'
+        return (
+            "form",
+            f'What is the past tense of the verb "{base}"?',
+            "",
+            f'The past tense of "{base}" is "{past}".',
+        )
     if style == 1:
-        return "sentence", "Put the sentence into the simple past.", f"{who} {base} {rest}.", f"{who} {past} {rest}."
+        return (
+            "sentence",
+            "Put the sentence into the simple past.",
+            f"{who} {base} {rest}.",
+            f"{who} {past} {rest}.",
+        )
     if style == 2:
-        return "perfect", "Rewrite in the present perfect.", f"{who} {base} {rest}.", f"{who} {have} {participle} {rest}."
-    return "three_forms", "List the three principal parts of this verb.", f"to {base}", f"{base}, {past}, {participle}"
+        return (
+            "perfect",
+            "Rewrite in the present perfect.",
+            f"{who} {base} {rest}.",
+            f"{who} {have} {participle} {rest}.",
+        )
+    return (
+        "three_forms",
+        "List the three principal parts of this verb.",
+        f"to {base}",
+        f"{base}, {past}, {participle}",
+    )
 
 
 PLURALS = table("""
@@ -194,7 +243,12 @@ def plural_nouns(d: Dice) -> Row:
     """Plural forms with the rule."""
     one, many, rule = d.pick(PLURALS)
     if d.chance(50):
-        return "question", f'What is the plural of "{one}"?', "", f'The plural of "{one}" is "{many}" ({rule}).'
+        return (
+            "question",
+            f'What is the plural of "{one}"?',
+            "",
+            f'The plural of "{one}" is "{many}" ({rule}).',
+        )
     if d.chance(50):
         return "word", d.pick(("Give the plural.", "Write the plural form of the noun.")), one, many
     return "singular", "Give the singular of this plural noun.", many, one
@@ -255,7 +309,12 @@ def synonym_antonym(d: Dice) -> Row:
     if style == 0:
         return "antonym", f'What is the opposite of "{word}"?', "", f'The opposite of "{word}" is "{other}".'
     if style == 1:
-        return "synonym", f'Give another way to say "{word}".', "", f'Another way to say "{word}" is "{same}".'
+        return (
+            "synonym",
+            f'Give another way to say "{word}".',
+            "",
+            f'Another way to say "{word}" is "{same}".',
+        )
     if style == 2:
         return "pair", "Name one synonym and one antonym.", word, f"Synonym: {same}\nAntonym: {other}"
     if style == 3:
@@ -264,7 +323,12 @@ def synonym_antonym(d: Dice) -> Row:
         return "choice", f'Which of these means nearly the same as "{word}"?', listed(options, "or"), same
     first, second = d.shuffled([word, d.pick((same, other))])
     kind = "synonyms" if same in (first, second) else "antonyms"
-    return "relation", "Are the two expressions synonyms or antonyms?", f"{first} / {second}", kind.capitalize()
+    return (
+        "relation",
+        "Are the two expressions synonyms or antonyms?",
+        f"{first} / {second}",
+        kind.capitalize(),
+    )
 
 
 REVIEWS = table("""
@@ -288,15 +352,42 @@ yoga class | the teacher | adapts each pose to beginners; explains with humour |
 yoga class | the studio | is bright and warm; smells of cedar | was freezing; had no room to stretch
 """)
 OPENINGS = (
-    "I {got} this {x} {when}.", "We {got} the {x} {when}.", "My sister recommended the {x}, so I {got} it {when}.", "Second time with this {x}.",
-    "After comparing many reviews I {got} this {x}.", "My team chose the {x} for me.",
+    "I {got} this {x} {when}.",
+    "We {got} the {x} {when}.",
+    "My sister recommended the {x}, so I {got} it {when}.",
+    "Second time with this {x}.",
+    "After comparing many reviews I {got} this {x}.",
+    "My team chose the {x} for me.",
 )
 CLOSINGS = {
-    "Positive": ("I would choose it again.", "Worth every cent.", "Five stars from me.", "I already told my friends.", "Highly recommended."),
-    "Negative": ("I want my money back.", "Never again.", "Save your money.", "What a disappointment.", "I cannot recommend it."),
-    "Mixed": ("Good and bad in equal parts.", "I am of two minds.", "Not sure that I would return.", "Three stars, then."),
+    "Positive": (
+        "I would choose it again.",
+        "Worth every cent.",
+        "Five stars from me.",
+        "I already told my friends.",
+        "Highly recommended.",
+    ),
+    "Negative": (
+        "I want my money back.",
+        "Never again.",
+        "Save your money.",
+        "What a disappointment.",
+        "I cannot recommend it.",
+    ),
+    "Mixed": (
+        "Good and bad in equal parts.",
+        "I am of two minds.",
+        "Not sure that I would return.",
+        "Three stars, then.",
+    ),
 }
-GOT = {"hotel": "booked", "restaurant": "tried", "yoga class": "joined", "language app": "downloaded", "novel": "read"}
+GOT = {
+    "hotel": "booked",
+    "restaurant": "tried",
+    "yoga class": "joined",
+    "language app": "downloaded",
+    "novel": "read",
+}
 
 
 @task("sentiment", SOURCE, 250)
@@ -308,7 +399,9 @@ def sentiment(d: Dice) -> Row:
     one = d.pick((bad_a if label == "Negative" else good_a).split("; "))
     two = d.pick((good_b if label == "Positive" else bad_b).split("; "))
     opening = d.pick(OPENINGS).format(
-        x=product, got=GOT.get(product, "bought"), when=d.pick(("in May", "last week", "in the spring", "a month ago", "last winter")),
+        x=product,
+        got=GOT.get(product, "bought"),
+        when=d.pick(("in May", "last week", "in the spring", "a month ago", "last winter")),
     )
     if label == "Mixed":
         body = d.pick((f"{a} {one}, but {b} {two}.", f"{b} {two}; on the other hand, {a} {one}."))
@@ -322,35 +415,59 @@ def sentiment(d: Dice) -> Row:
         why = f"{a} {one}" if label != "Mixed" else f"{a} {one} while {b} {two}"
         return "explain", "What is the sentiment of this review, and why?", text, f"{label}, because {why}."
     if style == 2:
-        return "quoted", f'Is the following {product} review positive, negative or mixed? "{text}"', "", f"It is {label.lower()}: {a} {one}{f', but {b} {two}' if label == 'Mixed' else ''}."
-    return "aspects", "Judge each aspect that the reviewer mentions.", text, "\n".join(
-        f"{aspect.split(' ', 1)[1].capitalize()}: {'positive' if words in good else 'negative'}"
-        for aspect, words, good in ((a, one, good_a), (b, two, good_b))
+        return (
+            "quoted",
+            f'Is the following {product} review positive, negative or mixed? "{text}"',
+            "",
+            f"It is {label.lower()}: {a} {one}{f', but {b} {two}' if label == 'Mixed' else ''}.",
+        )
+    return (
+        "aspects",
+        "Judge each aspect that the reviewer mentions.",
+        text,
+        "\n".join(
+            f"{aspect.split(' ', 1)[1].capitalize()}: {'positive' if words in good else 'negative'}"
+            for aspect, words, good in ((a, one, good_a), (b, two, good_b))
+        ),
     )
 
 
 STORIES = (
-    ("The {city} library opened a new {wing} on {day}. It cost {m} million euros and took {y} years to build. {name} {sur}, who "
-     "runs the library, expects {n} visitors a week. Opening hours will stay the same.",
-     "The {city} library has opened a {m} million euro {wing} and expects {n} visitors a week."),
-    ("{name} {sur} started the bakery in {city} with one oven. Today it employs {y}0 people and delivers to {n} cafes. Next year a "
-     "second shop will open near the station.",
-     "{name} {sur}'s bakery in {city} grew from one oven to {y}0 employees and {n} cafes, and will open a second shop."),
-    ("Heavy rain stopped the trams in {city} on {day} morning. About {n} commuters had to walk or take buses. By noon {y} of the {y2} "
-     "lines ran again. The operator apologised and will refund tickets.",
-     "Rain halted trams in {city} on {day}, stranding about {n} commuters; {y} of {y2} lines ran again by noon and tickets will be refunded."),
-    ("Researchers in {city} asked {n} adults about sleep. Those who read before bed slept {m}0 minutes longer than those who used a "
-     "phone. {name} {sur}, who led the survey, warns that it shows a link and not a cause.",
-     "A survey of {n} adults in {city} links reading before bed to {m}0 more minutes of sleep than phone use, without proving a cause."),
-    ("The {team} met on {day} to plan the autumn fair. {name} will rent the tents, {name2} will ask local farms for food, and everybody "
-     "will hand out flyers. The budget is {n} euros. The next meeting is in {y} weeks.",
-     "The {team} planned the autumn fair on a {n} euro budget: {name} rents tents, {name2} finds food, all hand out flyers."),
-    ("{name} {sur} crossed the strait near {city} in a home-made canoe. The trip of {y2} kilometres took {y} hours. Fog hid the shore for "
-     "most of the way, so a compass was the only guide.",
-     "{name} {sur} paddled {y2} foggy kilometres near {city} in a home-made canoe in {y} hours, guided by compass."),
-    ("A pilot project in {city} gave {n} households smart meters. After {y} months their power use had dropped by {m} per cent. Families "
-     "with children saved the most. The city now plans to include every district.",
-     "Smart meters cut power use by {m} per cent in {n} {city} households over {y} months, so the city plans to extend them."),
+    (
+        "The {city} library opened a new {wing} on {day}. It cost {m} million euros and took {y} years to build. {name} {sur}, who "
+        "runs the library, expects {n} visitors a week. Opening hours will stay the same.",
+        "The {city} library has opened a {m} million euro {wing} and expects {n} visitors a week.",
+    ),
+    (
+        "{name} {sur} started the bakery in {city} with one oven. Today it employs {y}0 people and delivers to {n} cafes. Next year a "
+        "second shop will open near the station.",
+        "{name} {sur}'s bakery in {city} grew from one oven to {y}0 employees and {n} cafes, and will open a second shop.",
+    ),
+    (
+        "Heavy rain stopped the trams in {city} on {day} morning. About {n} commuters had to walk or take buses. By noon {y} of the {y2} "
+        "lines ran again. The operator apologised and will refund tickets.",
+        "Rain halted trams in {city} on {day}, stranding about {n} commuters; {y} of {y2} lines ran again by noon and tickets will be refunded.",
+    ),
+    (
+        "Researchers in {city} asked {n} adults about sleep. Those who read before bed slept {m}0 minutes longer than those who used a "
+        "phone. {name} {sur}, who led the survey, warns that it shows a link and not a cause.",
+        "A survey of {n} adults in {city} links reading before bed to {m}0 more minutes of sleep than phone use, without proving a cause.",
+    ),
+    (
+        "The {team} met on {day} to plan the autumn fair. {name} will rent the tents, {name2} will ask local farms for food, and everybody "
+        "will hand out flyers. The budget is {n} euros. The next meeting is in {y} weeks.",
+        "The {team} planned the autumn fair on a {n} euro budget: {name} rents tents, {name2} finds food, all hand out flyers.",
+    ),
+    (
+        "{name} {sur} crossed the strait near {city} in a home-made canoe. The trip of {y2} kilometres took {y} hours. Fog hid the shore for "
+        "most of the way, so a compass was the only guide.",
+        "{name} {sur} paddled {y2} foggy kilometres near {city} in a home-made canoe in {y} hours, guided by compass.",
+    ),
+    (
+        "A pilot project in {city} gave {n} households smart meters. After {y} months their power use had dropped by {m} per cent. Families "
+        "with children saved the most. The city now plans to include every district.",
+        "Smart meters cut power use by {m} per cent in {n} {city} households over {y} months, so the city plans to extend them.",
+    ),
 )
 
 
@@ -361,15 +478,27 @@ def summarise_paragraph(d: Dice) -> Row:
     name, name2 = d.sample(NAMES, 2)
     y = d.int(2, 9)
     facts = {
-        "city": d.pick(CITIES), "wing": d.pick(("reading room", "music wing", "children's floor")), "m": d.int(2, 9), "y": y,
-        "y2": y + d.int(2, 6), "n": d.int(150, 2950, 50), "name": name, "name2": name2, "sur": d.pick(SURNAMES),
-        "day": d.pick(("Monday", "Tuesday", "Thursday", "Saturday")), "team": d.pick(("parents' council", "garden club", "village choir")),
+        "city": d.pick(CITIES),
+        "wing": d.pick(("reading room", "music wing", "children's floor")),
+        "m": d.int(2, 9),
+        "y": y,
+        "y2": y + d.int(2, 6),
+        "n": d.int(150, 2950, 50),
+        "name": name,
+        "name2": name2,
+        "sur": d.pick(SURNAMES),
+        "day": d.pick(("Monday", "Tuesday", "Thursday", "Saturday")),
+        "team": d.pick(("parents' council", "garden club", "village choir")),
     }
     text, short = story.format(**facts), gist.format(**facts)
-    template, q = d.pick((
-        ("one_sentence", "Summarise the paragraph in one sentence."), ("one_sentence", "What is this text about? Answer in one sentence."),
-        ("headline", "Condense the news item for a busy reader."), ("tldr", "Write a TL;DR for the text below."),
-    ))
+    template, q = d.pick(
+        (
+            ("one_sentence", "Summarise the paragraph in one sentence."),
+            ("one_sentence", "What is this text about? Answer in one sentence."),
+            ("headline", "Condense the news item for a busy reader."),
+            ("tldr", "Write a TL;DR for the text below."),
+        )
+    )
     return template, q, text, f"TL;DR: {short}" if template == "tldr" else short
 
 
@@ -423,8 +552,18 @@ def translate_phrase(d: Dice) -> Row:
     if style == 2:
         return "into_english", f"Translate this {language} sentence into English.", foreign, english
     if style == 3:
-        return "how_to_say", f'How do you say "{english}" in {language}?', "", f'In {language} it is "{foreign}"'
-    return "which_language", "Which language is this, and what does it mean?", foreign, f'It is {language} and means "{english}"'
+        return (
+            "how_to_say",
+            f'How do you say "{english}" in {language}?',
+            "",
+            f'In {language} it is "{foreign}"',
+        )
+    return (
+        "which_language",
+        "Which language is this, and what does it mean?",
+        foreign,
+        f'It is {language} and means "{english}"',
+    )
 
 
 IDIOMS = table("""
@@ -460,10 +599,20 @@ def idiom_explain(d: Dice) -> Row:
     """Meaning of a common idiom, with an example."""
     idiom, meaning, example = d.pick(IDIOMS)
     if d.chance(40):
-        return "meaning", f'What does the idiom "{idiom}" mean?', "", f'"{idiom.capitalize()}" means: {meaning}. Example: {example}'
+        return (
+            "meaning",
+            f'What does the idiom "{idiom}" mean?',
+            "",
+            f'"{idiom.capitalize()}" means: {meaning}. Example: {example}',
+        )
     if d.chance(50):
         return "find_idiom", "Which English idiom fits this meaning?", meaning, idiom
-    return "in_context", "Explain in plain words the idiom that this sentence uses.", example, f'"{idiom.capitalize()}" means: {meaning}.'
+    return (
+        "in_context",
+        "Explain in plain words the idiom that this sentence uses.",
+        example,
+        f'"{idiom.capitalize()}" means: {meaning}.',
+    )
 
 
 @task("rewrite_politely", SOURCE, 60)
@@ -476,8 +625,14 @@ def rewrite_politely(d: Dice) -> Row:
         blunt, nice = f"Send me {doc} {day}.", f"Could you please send me {doc} {day}? Thank you in advance."
     elif kind == 1:
         thing = d.pick(("the music", "your phone", "the television", "your voice in the corridor"))
-        blunt, nice = f"{name}, {thing} is too loud. Stop it.", f"{name}, would you mind turning {thing} down a little? Thank you."
-        nice = nice.replace("turning your voice in the corridor down a little", "speaking a little more softly in the corridor")
+        blunt, nice = (
+            f"{name}, {thing} is too loud. Stop it.",
+            f"{name}, would you mind turning {thing} down a little? Thank you.",
+        )
+        nice = nice.replace(
+            "turning your voice in the corridor down a little",
+            "speaking a little more softly in the corridor",
+        )
     elif kind == 2:
         thing = d.pick(("draft", "layout", "spreadsheet", "proposal", "poster"))
         blunt = f"Your {thing} is bad. Do it again."
@@ -485,9 +640,19 @@ def rewrite_politely(d: Dice) -> Row:
         blunt = blunt.replace("again", f"again {day}")
     elif kind == 3:
         what = d.pick(("come to your party", "join the call", "take on another project", "lend you the van"))
-        blunt, nice = f"No, I won't {what}.", f"Thank you for asking, but I am afraid I am not able to {what}."
+        blunt, nice = (
+            f"No, I won't {what}.",
+            f"Thank you for asking, but I am afraid I am not able to {what}.",
+        )
     else:
-        what = d.pick(("You are late again", "You never answer my mails", "You forgot the keys", "You parked in my space"))
+        what = d.pick(
+            (
+                "You are late again",
+                "You never answer my mails",
+                "You forgot the keys",
+                "You parked in my space",
+            )
+        )
         nice = {
             "late": "I noticed that the start has been difficult to make lately. Could we find a time that suits you better?",
             "mails": "I have not heard from you yet. Could you let me know when I may expect an answer?",
@@ -495,7 +660,13 @@ def rewrite_politely(d: Dice) -> Row:
             "space": "I believe your car is in my space. Could you please move it when you have a moment?",
         }[next(w for w in ("late", "mails", "keys", "space") if w in what)]
         blunt, nice = f"{what}, {name}!", f"Hello {name}. {nice}"
-    lead = d.pick(("Rewrite the message politely.", "Make this sound more courteous.", "Rephrase for a professional email."))
+    lead = d.pick(
+        (
+            "Rewrite the message politely.",
+            "Make this sound more courteous.",
+            "Rephrase for a professional email.",
+        )
+    )
     return {"Rew": "rewrite", "Mak": "soften", "Rep": "email_tone"}[lead[:3]], lead, blunt, nice
 
 
@@ -533,8 +704,20 @@ MAILS = (
     "Hello, my name is {b}. I booked the {event} in {city} for {date} at {time} and paid {price}. Could you confirm it to {mail}?",
     "Reminder for {a}: the {event} starts at {time} on {date}. Tickets cost {price} at {place}. Questions go to {mail}.",
 )
-LABELS = {"a": "Recipient", "b": "Sender", "event": "Event", "date": "Date", "time": "Time", "place": "Place", "city": "City",
-          "thing": "Item", "order": "Order number", "price": "Price", "phone": "Phone", "mail": "Email"}
+LABELS = {
+    "a": "Recipient",
+    "b": "Sender",
+    "event": "Event",
+    "date": "Date",
+    "time": "Time",
+    "place": "Place",
+    "city": "City",
+    "thing": "Item",
+    "order": "Order number",
+    "price": "Price",
+    "phone": "Phone",
+    "mail": "Email",
+}
 
 
 @task("extract_entities", SOURCE, 130)
@@ -543,25 +726,51 @@ def extract_entities(d: Dice) -> Row:
     a, b = d.sample(NAMES, 2)
     full = f"{b} {d.pick(SURNAMES)}"
     values = {
-        "a": a, "b": full, "event": d.pick(("budget review", "pottery course", "site visit", "book club", "guided tour", "job interview")),
-        "date": f"{d.int(1, 28)} {d.pick(('March', 'April', 'June', 'September', 'November'))}", "city": d.pick(CITIES),
-        "time": f"{d.int(8, 19)}:{d.pick(('00', '15', '30', '45'))}", "order": f"{d.pick('ABKRT')}-{d.int(10234, 98765)}",
-        "place": d.pick(("the Blue Room", "Hall 3", "the Harbour Cafe", "the North Library", "Studio Nine")), "price": money(d.int(900, 45000, 50)),
+        "a": a,
+        "b": full,
+        "event": d.pick(
+            ("budget review", "pottery course", "site visit", "book club", "guided tour", "job interview")
+        ),
+        "date": f"{d.int(1, 28)} {d.pick(('March', 'April', 'June', 'September', 'November'))}",
+        "city": d.pick(CITIES),
+        "time": f"{d.int(8, 19)}:{d.pick(('00', '15', '30', '45'))}",
+        "order": f"{d.pick('ABKRT')}-{d.int(10234, 98765)}",
+        "place": d.pick(("the Blue Room", "Hall 3", "the Harbour Cafe", "the North Library", "Studio Nine")),
+        "price": money(d.int(900, 45000, 50)),
         "thing": d.pick(("a notebook", "two garden chairs", "the signed form", "a desk lamp", "six glasses")),
-        "phone": f"555-01{d.int(10, 99)}", "mail": f"{full.lower().replace(' ', '.')}@example.com",
+        "phone": f"555-01{d.int(10, 99)}",
+        "mail": f"{full.lower().replace(' ', '.')}@example.com",
     }
     mail = d.pick(MAILS)
     keys, text = [k for k in values if f"{{{k}}}" in mail], mail.format(**values)
     labels = LABELS | ({"b": "Contact"} if "call {b}" in mail else {})
     style = d.int(0, 2)
     if style == 0:
-        return "all_fields", "Extract every name, date, place and number from the email.", text, "\n".join(
-            f"{labels[k]}: {values[k]}" for k in keys
+        return (
+            "all_fields",
+            "Extract every name, date, place and number from the email.",
+            text,
+            "\n".join(f"{labels[k]}: {values[k]}" for k in keys),
         )
     if style == 1:
         some = sorted(d.sample(keys[1:] if "a" in keys else keys, 2), key=keys.index)
         wanted = listed([labels[k].lower() for k in some])
-        return "named_fields", f"Find the {wanted} in this email.", text, "\n".join(f"{labels[k]}: {values[k]}" for k in some)
+        return (
+            "named_fields",
+            f"Find the {wanted} in this email.",
+            text,
+            "\n".join(f"{labels[k]}: {values[k]}" for k in some),
+        )
     if "city" not in keys:
-        return "when", "When does it start, according to the message?", text, f"On {values['date']} at {values['time']}."
-    return "when_where", "Which date and which city does the message mention?", text, f"It mentions {values['date']} and {values['city']}."
+        return (
+            "when",
+            "When does it start, according to the message?",
+            text,
+            f"On {values['date']} at {values['time']}.",
+        )
+    return (
+        "when_where",
+        "Which date and which city does the message mention?",
+        text,
+        f"It mentions {values['date']} and {values['city']}.",
+    )

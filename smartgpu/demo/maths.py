@@ -12,7 +12,9 @@ from .registry import CITIES, NAMES, Dice, Row, article, ask, equals, listed, mo
 SOURCE = "synthetic-math"
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
-WARES = "notebooks|mugs|candles|scarves|light bulbs|water bottles|picture frames|house plants|tea towels|puzzles".split("|")
+WARES = "notebooks|mugs|candles|scarves|light bulbs|water bottles|picture frames|house plants|tea towels|puzzles".split(
+    "|"
+)
 PROBLEM_LEADS = (
     "Solve this word problem and show each step.",
     "Work through the following problem, then state the result.",
@@ -28,27 +30,36 @@ def shopping(d: Dice) -> tuple[str, str, str]:
     note = next(x for x in (1000, 2000, 5000, 10000) if x >= total)
     ware, name = d.pick(WARES), d.pick(NAMES)
     q = f"{name} buys {n} {ware} at {money(price)} each and pays with {money(note)}. How much change is due?"
-    steps = f"{n} x {money(price)} = {money(total)}, and {money(note)} - {money(total)} = {money(note - total)}."
+    steps = (
+        f"{n} x {money(price)} = {money(total)}, and {money(note)} - {money(total)} = {money(note - total)}."
+    )
     return q, steps, money(note - total)
 
 
 def sharing(d: Dice) -> tuple[str, str, str]:
     """Division with remainder."""
-    people, thing = d.int(3, 12), d.pick("marbles stickers apples coins postcards walnuts crayons seashells".split())
+    people, thing = (
+        d.int(3, 12),
+        d.pick("marbles stickers apples coins postcards walnuts crayons seashells".split()),
+    )
     n = d.int(people + 5, people * 15)
     each, left = divmod(n, people)
-    q = d.pick((
-        f"{d.pick(NAMES)} shares {n} {thing} equally among {people} children. "
-        "How many does each child get, and how many are left over?",
-        f"A teacher has {n} {thing} to split evenly between {people} tables. What does each table get, and what remains?",
-    ))
+    q = d.pick(
+        (
+            f"{d.pick(NAMES)} shares {n} {thing} equally among {people} children. "
+            "How many does each child get, and how many are left over?",
+            f"A teacher has {n} {thing} to split evenly between {people} tables. What does each table get, and what remains?",
+        )
+    )
     return q, f"{n} = {people} x {each} + {left}.", f"{each} each, with {left} left over"
 
 
 def saving(d: Dice) -> tuple[str, str, str]:
     """Weeks until a goal."""
     goal, weekly = d.int(120, 1500, 10), d.int(15, 90, 5)
-    thing = d.pick(("bicycle", "guitar", "tablet", "tent", "camera", "sewing machine", "telescope", "coffee machine"))
+    thing = d.pick(
+        ("bicycle", "guitar", "tablet", "tent", "camera", "sewing machine", "telescope", "coffee machine")
+    )
     weeks = -(-goal // weekly)
     q = (
         f"{d.pick(NAMES)} wants a {thing} that costs ${goal:,} and puts aside ${weekly} a week. "
@@ -62,12 +73,21 @@ def seats(d: Dice) -> tuple[str, str, str]:
     """Rows, columns and a part taken away."""
     rows, cols = d.int(6, 28), d.int(8, 30)
     taken = d.int(10, rows * cols - 5)
-    hall, seat, gone = d.pick((
-        ("theatre", "seats", "sold"), ("car park", "spaces", "occupied"), ("orchard", "trees", "already pruned"),
-        ("lecture hall", "chairs", "reserved"), ("warehouse", "shelves", "full"),
-    ))
+    hall, seat, gone = d.pick(
+        (
+            ("theatre", "seats", "sold"),
+            ("car park", "spaces", "occupied"),
+            ("orchard", "trees", "already pruned"),
+            ("lecture hall", "chairs", "reserved"),
+            ("warehouse", "shelves", "full"),
+        )
+    )
     q = f"The {hall} has {rows} rows of {cols} {seat}. {taken} {seat} are {gone}. How many are not?"
-    return q, f"{rows} x {cols} = {rows * cols:,}, and {rows * cols:,} - {taken} = {rows * cols - taken:,}.", f"{rows * cols - taken:,}"
+    return (
+        q,
+        f"{rows} x {cols} = {rows * cols:,}, and {rows * cols:,} - {taken} = {rows * cols - taken:,}.",
+        f"{rows * cols - taken:,}",
+    )
 
 
 def ages(d: Dice) -> tuple[str, str, str]:
@@ -82,12 +102,18 @@ def ages(d: Dice) -> tuple[str, str, str]:
 
 def travel(d: Dice) -> tuple[str, str, str]:
     """Distance from speed, or an average speed."""
-    who, low, high = d.pick((("train", 80, 220), ("ferry", 20, 45), ("cyclist", 14, 32), ("lorry", 50, 85), ("hiker", 3, 6)))
+    who, low, high = d.pick(
+        (("train", 80, 220), ("ferry", 20, 45), ("cyclist", 14, 32), ("lorry", 50, 85), ("hiker", 3, 6))
+    )
     v, half = d.int(low, high), d.int(3, 12)
     hours = Fraction(half, 2)
     if d.chance(50):
         q = f"A {who} moves at a steady {v} km/h for {show(hours)} hours. What distance is covered?"
-        return q, f"Distance = speed x time = {v} x {show(hours)} = {show(v * hours)} km.", f"{show(v * hours)} km"
+        return (
+            q,
+            f"Distance = speed x time = {v} x {show(hours)} = {show(v * hours)} km.",
+            f"{show(v * hours)} km",
+        )
     w = d.int(low, high)
     mean = (v * hours + w) / (hours + 1)
     q = f"A {who} goes {show(hours)} hours at {v} km/h and then one hour at {w} km/h. What is the average speed?"
@@ -97,14 +123,27 @@ def travel(d: Dice) -> tuple[str, str, str]:
 
 def packing(d: Dice) -> tuple[str, str, str]:
     """Rounding up to whole containers."""
-    thing, box, size = d.pick((
-        ("eggs", "carton", 12), ("books", "crate", 24), ("guests", "minibus", 16), ("bottles", "case", 6), ("tiles", "pack", 15),
-        ("tennis balls", "tube", 4), ("passengers", "train carriage", 52), ("candles", "box", 10), ("photographs", "album page", 8),
-    ))
+    thing, box, size = d.pick(
+        (
+            ("eggs", "carton", 12),
+            ("books", "crate", 24),
+            ("guests", "minibus", 16),
+            ("bottles", "case", 6),
+            ("tiles", "pack", 15),
+            ("tennis balls", "tube", 4),
+            ("passengers", "train carriage", 52),
+            ("candles", "box", 10),
+            ("photographs", "album page", 8),
+        )
+    )
     need = d.int(3, 30)
     n = need * size - d.int(1, size - 1)
     q = f"Each {box} holds {size} {thing}. How many {box}s are needed for {n} {thing}?"
-    return q, f"{n} / {size} {equals(Fraction(n, size))}, which must be rounded up to {need}.", f"{need} {box}s"
+    return (
+        q,
+        f"{n} / {size} {equals(Fraction(n, size))}, which must be rounded up to {need}.",
+        f"{need} {box}s",
+    )
 
 
 def clock(d: Dice) -> tuple[str, str, str]:
@@ -123,7 +162,9 @@ def fractions(d: Dice) -> tuple[str, str, str]:
     x, y = d.int(2, 9), d.int(2, 9)
     a, b = sorted((Fraction(d.int(1, x - 1), x), Fraction(d.int(1, y - 1), y)), reverse=True)
     sign, value, word = d.pick((("+", a + b, "sum"), ("-", a - b, "difference"), ("x", a * b, "product")))
-    where = d.pick(("for a sewing pattern", "while halving a recipe", "on a worksheet", "for a woodworking plan"))
+    where = d.pick(
+        ("for a sewing pattern", "while halving a recipe", "on a worksheet", "for a woodworking plan")
+    )
     q = f"{d.pick(NAMES)} has to find {a} {sign} {b} {where}. What is the {word} in lowest terms?"
     low = a.denominator * b.denominator // gcd(a.denominator, b.denominator)
     if sign == "x":
@@ -189,7 +230,10 @@ def unit_conversion(d: Dice) -> Row:
             q = f"The forecast for {place} says {degrees} degrees Celsius. What is that in Fahrenheit?"
             return ask(d, UNIT_LEADS, q, f"F = C x 9/5 + 32 = {show(f)}.", f"{show(f)} degrees Fahrenheit")
         degrees = d.int(5, 110)
-        c, where = Fraction((degrees - 32) * 5, 9), d.pick(("the greenhouse", "the hotel pool", "the server room", "the attic"))
+        c, where = (
+            Fraction((degrees - 32) * 5, 9),
+            d.pick(("the greenhouse", "the hotel pool", "the server room", "the attic")),
+        )
         q = f"A thermometer in {where} reads {degrees} degrees Fahrenheit. How warm is that in Celsius?"
         return ask(d, UNIT_LEADS, q, f"(F - 32) x 5/9 {equals(c)}.", f"{show(c)} degrees Celsius")
     source, target, rate, low, high, things = d.pick(UNITS)
@@ -203,14 +247,34 @@ def unit_conversion(d: Dice) -> Row:
         return "imperative", f"Convert {n} {source} to {target}.", "", f"{n} {source} {given} {target}."
     if style == 1:
         q = f"How many {target} are {n} {source}?"
-        return "how_many", q, "", f"{n} {source} {given.replace('=', 'are').replace('is', 'are')} {target}. {steps}"
+        return (
+            "how_many",
+            q,
+            "",
+            f"{n} {source} {given.replace('=', 'are').replace('is', 'are')} {target}. {steps}",
+        )
     if style == 2:
         text = f"My notes say {n} {source} for {thing}, so plan accordingly."
-        return "note", f"Rewrite the note with {target} instead of {source}.", text, text.replace(f"{n} {source}", f"{result} {target}")
-    return ask(d, UNIT_LEADS, f"For {thing}, I read {n} {source}. What is that in {target}?", steps, f"{result} {target}")
+        return (
+            "note",
+            f"Rewrite the note with {target} instead of {source}.",
+            text,
+            text.replace(f"{n} {source}", f"{result} {target}"),
+        )
+    return ask(
+        d,
+        UNIT_LEADS,
+        f"For {thing}, I read {n} {source}. What is that in {target}?",
+        steps,
+        f"{result} {target}",
+    )
 
 
-PERCENT_LEADS = ("Work out the percentage problem.", "Explain this calculation to a customer.", "Show how to get the figure.")
+PERCENT_LEADS = (
+    "Work out the percentage problem.",
+    "Explain this calculation to a customer.",
+    "Show how to get the figure.",
+)
 
 
 @task("percentage", SOURCE, 170)
@@ -229,28 +293,53 @@ def percentage(d: Dice) -> Row:
         q = f"{name} leaves a {tip}% tip on a restaurant bill of {money(price)}. How much is paid in all?"
         steps, answer = f"The tip is {money(part)}.", money(price + part)
     elif kind == 2:
-        whole, group, did = d.int(40, 400, 20), *d.pick((
-            ("members", "voted yes"), ("employees", "cycle to work"), ("students", "passed the test"),
-            ("visitors", "bought a guidebook"), ("parcels", "arrived late"), ("seedlings", "survived the frost")))
+        whole, group, did = (
+            d.int(40, 400, 20),
+            *d.pick(
+                (
+                    ("members", "voted yes"),
+                    ("employees", "cycle to work"),
+                    ("students", "passed the test"),
+                    ("visitors", "bought a guidebook"),
+                    ("parcels", "arrived late"),
+                    ("seedlings", "survived the frost"),
+                )
+            ),
+        )
         some = whole * p // 100
         q = f"{some} of {whole} {group} {did}. What percentage is that?"
-        steps, answer = f"{some} / {whole} = {show(Fraction(some, whole), 4)}.", f"{show(Fraction(some * 100, whole))}%"
+        steps, answer = (
+            f"{some} / {whole} = {show(Fraction(some, whole), 4)}.",
+            f"{show(Fraction(some * 100, whole))}%",
+        )
     elif kind == 3:
-        old, thing = d.int(80, 900, 20), d.pick(("rent", "subscriber count", "water level in litres", "weekly step goal"))
+        old, thing = (
+            d.int(80, 900, 20),
+            d.pick(("rent", "subscriber count", "water level in litres", "weekly step goal")),
+        )
         new = old + old * p // 100
         q = f"The {thing} rose from {old} to {new}. By what percentage did it grow?"
-        steps, answer = f"The rise is {new - old}, and {new - old} / {old} = {show(Fraction(new - old, old), 4)}.", ""
+        steps, answer = (
+            f"The rise is {new - old}, and {new - old} / {old} = {show(Fraction(new - old, old), 4)}.",
+            "",
+        )
         answer = f"{show(Fraction((new - old) * 100, old))}%"
     elif kind == 4:
         full = d.int(20, 400, 20)
         thing = d.pick(("jacket", "printer", "armchair", "concert ticket"))
         now = full * 100 * (100 - p) // 100
         q = f"After a {p}% discount {article(thing)} costs {money(now)}. What was the price before?"
-        steps, answer = f"{money(now)} is {100 - p}% of it, so divide by {show(Fraction(100 - p, 100))}.", money(full * 100)
+        steps, answer = (
+            f"{money(now)} is {100 - p}% of it, so divide by {show(Fraction(100 - p, 100))}.",
+            money(full * 100),
+        )
     elif kind == 5:
         rate, years, sum_ = d.int(1, 6), d.int(2, 9), d.int(500, 9000, 500)
         q = f"{name} lends ${sum_:,} at {rate}% simple interest a year. How much interest is due after {years} years?"
-        steps, answer = f"{sum_:,} x {rate}/100 x {years} = {sum_ * rate * years // 100:,}.", f"${sum_ * rate * years // 100:,}"
+        steps, answer = (
+            f"{sum_:,} x {rate}/100 x {years} = {sum_ * rate * years // 100:,}.",
+            f"${sum_ * rate * years // 100:,}",
+        )
     else:
         rate, sum_ = d.pick((2, 3, 4, 5, 10)), d.int(1000, 9000, 1000)
         final = Fraction(sum_ * (100 + rate) ** 2, 100)
@@ -259,7 +348,11 @@ def percentage(d: Dice) -> Row:
     return ask(d, PERCENT_LEADS, q, steps, answer)
 
 
-SHAPE_LEADS = ("Solve the geometry problem; name the formula.", "Find the measure asked for.", "Draw it in your mind, then compute.")
+SHAPE_LEADS = (
+    "Solve the geometry problem; name the formula.",
+    "Find the measure asked for.",
+    "Draw it in your mind, then compute.",
+)
 
 
 @task("geometry", SOURCE, 120)
@@ -277,39 +370,65 @@ def geometry(d: Dice) -> Row:
         return ask(d, SHAPE_LEADS, q, f"Perimeter = 2 x ({a} + {b}).", f"{2 * (a + b)} m")
     if kind == 2:
         q = f"A triangular {d.pick(('sail', 'flag', 'road sign'))} has a base of {a} cm and a height of {b} cm. What is its area?"
-        return ask(d, SHAPE_LEADS, q, f"Area = base x height / 2 = {a} x {b} / 2.", f"{show(Fraction(a * b, 2))} square centimetres")
+        return ask(
+            d,
+            SHAPE_LEADS,
+            q,
+            f"Area = base x height / 2 = {a} x {b} / 2.",
+            f"{show(Fraction(a * b, 2))} square centimetres",
+        )
     if kind == 3:
         q = f"A round {d.pick(('pond', 'tablecloth', 'carpet', 'trampoline'))} has a radius of {c} m. Find its area to two decimals."
-        return ask(d, SHAPE_LEADS, q, f"Area = pi x r^2 = pi x {c * c}.", f"about {show(pi * c * c)} square metres")
+        return ask(
+            d, SHAPE_LEADS, q, f"Area = pi x r^2 = pi x {c * c}.", f"about {show(pi * c * c)} square metres"
+        )
     if kind == 4:
         q = f"A cylindrical {d.pick(('tin', 'vase', 'candle'))} has radius {c} cm and height {b} cm. What is its volume, to two decimals?"
-        return ask(d, SHAPE_LEADS, q, f"Volume = pi x r^2 x h = pi x {c * c} x {b}.", f"about {show(pi * c * c * b)} cubic centimetres")
+        return ask(
+            d,
+            SHAPE_LEADS,
+            q,
+            f"Volume = pi x r^2 x h = pi x {c * c} x {b}.",
+            f"about {show(pi * c * c * b)} cubic centimetres",
+        )
     if kind == 5:
         q = f"A {d.pick(('shoe box', 'fish tank', 'wooden crate'))} is {a} cm by {b} cm by {c} cm. How many cubic centimetres does it hold?"
         return ask(d, SHAPE_LEADS, q, f"Volume = {a} x {b} x {c}.", f"{a * b * c:,} cubic centimetres")
     if kind == 6:
         (x, y, z), k = d.pick(((3, 4, 5), (5, 12, 13), (8, 15, 17), (7, 24, 25), (20, 21, 29))), d.int(1, 6)
         x, y, z = x * k, y * k, z * k
-        q = d.pick((
-            f"The legs of a right triangle are {x} cm and {y} cm. How long is the hypotenuse?",
-            f"A ship sails {x} km north and then {y} km east. How far is it from the harbour in a straight line?",
-        ))
+        q = d.pick(
+            (
+                f"The legs of a right triangle are {x} cm and {y} cm. How long is the hypotenuse?",
+                f"A ship sails {x} km north and then {y} km east. How far is it from the harbour in a straight line?",
+            )
+        )
         unit = "cm" if "cm" in q else "km"
-        return ask(d, SHAPE_LEADS, q, f"By Pythagoras, {x}^2 + {y}^2 = {x * x + y * y:,} = {z}^2.", f"{z} {unit}")
+        return ask(
+            d, SHAPE_LEADS, q, f"By Pythagoras, {x}^2 + {y}^2 = {x * x + y * y:,} = {z}^2.", f"{z} {unit}"
+        )
     if kind == 7:
         x, y = d.int(20, 80), d.int(25, 90)
         q = f"Two angles of a triangle are {x} and {y} degrees. How large is the third?"
-        return ask(d, SHAPE_LEADS, q, f"The three add up to 180 degrees: 180 - {x} - {y}.", f"{180 - x - y} degrees")
-    n, word = d.pick(((5, "pentagon"), (6, "hexagon"), (8, "octagon"), (9, "nonagon"), (10, "decagon"), (12, "dodecagon")))
+        return ask(
+            d, SHAPE_LEADS, q, f"The three add up to 180 degrees: 180 - {x} - {y}.", f"{180 - x - y} degrees"
+        )
+    n, word = d.pick(
+        ((5, "pentagon"), (6, "hexagon"), (8, "octagon"), (9, "nonagon"), (10, "decagon"), (12, "dodecagon"))
+    )
     q = f"What is each interior angle of a regular {word}?"
-    return ask(d, SHAPE_LEADS, q, f"(n - 2) x 180 / n with n = {n}.", f"{show(Fraction((n - 2) * 180, n))} degrees")
+    return ask(
+        d, SHAPE_LEADS, q, f"(n - 2) x 180 / n with n = {n}.", f"{show(Fraction((n - 2) * 180, n))} degrees"
+    )
 
 
 def roman(n: int) -> str:
     """The number in Roman numerals."""
     out = ""
     for value, sign in zip(
-        (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1), "M CM D CD C XC L XL X IX V IV I".split(), strict=True
+        (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
+        "M CM D CD C XC L XL X IX V IV I".split(),
+        strict=True,
     ):
         out, n = out + sign * (n // value), n % value
     return out
@@ -319,14 +438,27 @@ def roman(n: int) -> str:
 def roman_numerals(d: Dice) -> Row:
     """Both directions."""
     n = d.pick((d.int(4, 99), d.int(100, 3999), d.int(1600, 2030)))
-    place = d.pick(("the cornerstone of a town hall", "the last frame of a film", "an old map", "a sundial", "a bronze medal"))
+    place = d.pick(
+        (
+            "the cornerstone of a town hall",
+            "the last frame of a film",
+            "an old map",
+            "a sundial",
+            "a bronze medal",
+        )
+    )
     style = d.int(0, 3)
     if style == 0:
         return "to_roman", f"Write {n} in Roman numerals.", "", f"{n} is {roman(n)} in Roman numerals."
     if style == 1:
         return "to_arabic", "Convert the Roman numeral to an ordinary number.", roman(n), str(n)
     if style == 2:
-        return "inscription", f"On {place} it says {roman(n)}. Which number is that?", "", f"{roman(n)} stands for {n}."
+        return (
+            "inscription",
+            f"On {place} it says {roman(n)}. Which number is that?",
+            "",
+            f"{roman(n)} stands for {n}.",
+        )
     return "to_roman_input", "Give the Roman numeral for this number.", str(n), roman(n)
 
 
@@ -334,15 +466,25 @@ def roman_numerals(d: Dice) -> Row:
 def base_conversion(d: Dice) -> Row:
     """Decimal, binary, octal and hexadecimal."""
     n = d.int(17, 1023)
-    (a, x), (b, y) = d.sample((("decimal", f"{n}"), ("binary", f"{n:b}"), ("hexadecimal", f"{n:X}"), ("octal", f"{n:o}")), 2)
+    (a, x), (b, y) = d.sample(
+        (("decimal", f"{n}"), ("binary", f"{n:b}"), ("hexadecimal", f"{n:X}"), ("octal", f"{n:o}")), 2
+    )
     if d.chance(40):
         return "imperative", f"Convert the {a} number {x} to {b}.", "", f"{x} in {a} is {y} in {b}."
     if d.chance(40):
         return "input_only", f"Rewrite this {a} number in {b}.", x, y
-    return "question", f"A program prints {x} in {a}. What would it print in {b}?", "", f"It would print {y}, because both are {n}."
+    return (
+        "question",
+        f"A program prints {x} in {a}. What would it print in {b}?",
+        "",
+        f"It would print {y}, because both are {n}.",
+    )
 
 
-CHANCE_LEADS = ("What is the probability? Give a fraction in lowest terms.", "Compute the chance and explain it briefly.")
+CHANCE_LEADS = (
+    "What is the probability? Give a fraction in lowest terms.",
+    "Compute the chance and explain it briefly.",
+)
 
 
 @task("probability", SOURCE, 76)
@@ -362,14 +504,18 @@ def probability(d: Dice) -> Row:
         total = d.int(3, 12)
         ways = sum(x + y == total for x, y in product(range(1, 7), repeat=2))
         q = f"Two dice are rolled. What is the probability that the sum is {total}?"
-        return ask(d, CHANCE_LEADS, q, f"{ways} of the 36 outcomes add up to {total}.", str(Fraction(ways, 36)))
+        return ask(
+            d, CHANCE_LEADS, q, f"{ways} of the 36 outcomes add up to {total}.", str(Fraction(ways, 36))
+        )
     if kind == 3:
         flips, heads = d.int(3, 6), d.int(1, 3)
         ways = comb(flips, heads)
         q = f"A fair coin is tossed {flips} times. What is the probability of exactly {plural(heads, 'head')}?"
         return ask(d, CHANCE_LEADS, q, f"{ways} of {2**flips} sequences fit.", str(Fraction(ways, 2**flips)))
     if kind == 4:
-        card, count = d.pick((("a heart", 13), ("a king", 4), ("a red card", 26), ("a picture card (jack, queen or king)", 12)))
+        card, count = d.pick(
+            (("a heart", 13), ("a king", 4), ("a red card", 26), ("a picture card (jack, queen or king)", 12))
+        )
         q = f"One card is drawn from a standard deck of 52. How likely is {card}?"
         return ask(d, CHANCE_LEADS, q, f"{count} of the 52 cards qualify.", str(Fraction(count, 52)))
     sold, mine = d.int(40, 300, 20), d.int(2, 15)
@@ -387,11 +533,19 @@ def linear_equation(d: Dice) -> Row:
     kind = d.int(0, 3)
     if kind == 0:
         q = f"{a}{v} + {b} = {a * x + b}"
-        return ask(d, SOLVE_LEADS, f"Solve for {v}: {q}", f"Subtract {b}: {a}{v} = {a * x}. Divide by {a}.", f"{v} = {x}")
+        return ask(
+            d,
+            SOLVE_LEADS,
+            f"Solve for {v}: {q}",
+            f"Subtract {b}: {a}{v} = {a * x}. Divide by {a}.",
+            f"{v} = {x}",
+        )
     if kind == 1:
         c = a + d.int(1, 6)
         q = f"{c}{v} - {b} = {a}{v} + {(c - a) * x - b}".replace("+ -", "- ")
-        return ask(d, SOLVE_LEADS, f"Find {v} if {q}.", f"Collect terms: {c - a}{v} = {(c - a) * x}.", f"{v} = {x}")
+        return ask(
+            d, SOLVE_LEADS, f"Find {v} if {q}.", f"Collect terms: {c - a}{v} = {(c - a) * x}.", f"{v} = {x}"
+        )
     if kind == 2:
         y, x = d.int(1, 20), d.int(1, 20) + 20
         q = f"Two numbers add up to {x + y} and differ by {x - y}. What are they?"
@@ -423,11 +577,19 @@ def physics_formula(d: Dice) -> Row:
     quantity, formula, unit, setting, *spans, things = d.pick(PHYSICS)
     a, b = (d.int(*map(int, span.split("-"))) for span in spans)
     value = Fraction(a, b) if " / " in formula else Fraction(a * b)
-    value = Fraction(a * b * b, 2) if "^2 / 2" in formula else Fraction(a * 98, 10) if "9.8" in formula else value
+    value = (
+        Fraction(a * b * b, 2) if "^2 / 2" in formula else Fraction(a * 98, 10) if "9.8" in formula else value
+    )
     setting = setting.format(thing=d.pick(things.split("; ")), a=a, b=b)
     answer = f"{'' if (value * 100).denominator == 1 else 'about '}{show(value)} {unit}"
     q = d.pick((f"Calculate the {quantity} {setting}.", f"What is the {quantity} {setting}?"))
-    return ask(d, ("Apply the right formula.", "Solve the physics exercise with units."), q, f"Use {formula}.", answer)
+    return ask(
+        d,
+        ("Apply the right formula.", "Solve the physics exercise with units."),
+        q,
+        f"Use {formula}.",
+        answer,
+    )
 
 
 def long_date(day: dt.date) -> str:
@@ -441,12 +603,21 @@ def date_arithmetic(d: Dice) -> Row:
     day, n, kind = dt.date(2019, 1, 1) + dt.timedelta(d.int(0, 3650)), d.int(9, 200), d.int(0, 5)
     then, name = day + dt.timedelta(n), d.pick(NAMES)
     if kind == 0:
-        thing, ends = d.pick((("invoice", "is due"), ("visa", "expires"), ("parking permit", "runs out"),
-                              ("library loan", "must be returned"), ("trial subscription", "ends")))
+        thing, ends = d.pick(
+            (
+                ("invoice", "is due"),
+                ("visa", "expires"),
+                ("parking permit", "runs out"),
+                ("library loan", "must be returned"),
+                ("trial subscription", "ends"),
+            )
+        )
         q = f"{article(thing).capitalize()} dated {long_date(day)} {ends} {n} days later. On which date is that?"
         return "deadline", q, "", f"{n} days after {long_date(day)} is {long_date(then)}."
     if kind == 1:
-        event = d.pick(("the wedding", "the marathon", "the product launch", "the exam", "the holiday", "moving day"))
+        event = d.pick(
+            ("the wedding", "the marathon", "the product launch", "the exam", "the holiday", "moving day")
+        )
         q = f"Today is {long_date(day)} and {event} is on {long_date(then)}. How many days are left?"
         return "countdown", q, "", f"There are {n} days left until {long_date(then)}."
     if kind == 2:
@@ -461,17 +632,34 @@ def date_arithmetic(d: Dice) -> Row:
         why = f"divisible by {400 if year % 400 == 0 else 4}" if leap else "not divisible by 4"
         why = "a century that is not divisible by 400" if not leap and year % 100 == 0 else why
         why += " and not by 100" if leap and year % 400 else ""
-        return "leap_year", f"Is {year} a leap year?", "", f"{'Yes' if leap else 'No'}, because {year} is {why}."
-    return "iso", f"Subtract {n} days from the date and write it as year-month-day.", then.isoformat(), day.isoformat()
+        return (
+            "leap_year",
+            f"Is {year} a leap year?",
+            "",
+            f"{'Yes' if leap else 'No'}, because {year} is {why}.",
+        )
+    return (
+        "iso",
+        f"Subtract {n} days from the date and write it as year-month-day.",
+        then.isoformat(),
+        day.isoformat(),
+    )
 
 
 @task("statistics_summary", SOURCE, 52)
 def statistics_summary(d: Dice) -> Row:
     """Mean, median, range of a short list."""
-    what, low, high = d.pick((
-        ("daily temperatures in degrees", 9, 31), ("quiz scores", 3, 20), ("waiting times in minutes", 2, 45), ("goals per season", 4, 38),
-        ("pages read per day", 8, 60), ("shoe sizes", 35, 46), ("parcels per hour", 12, 70),
-    ))
+    what, low, high = d.pick(
+        (
+            ("daily temperatures in degrees", 9, 31),
+            ("quiz scores", 3, 20),
+            ("waiting times in minutes", 2, 45),
+            ("goals per season", 4, 38),
+            ("pages read per day", 8, 60),
+            ("shoe sizes", 35, 46),
+            ("parcels per hour", 12, 70),
+        )
+    )
     data = [d.int(low, high) for _ in range(d.int(5, 9))]
     half, ranked = len(data) // 2, sorted(data)
     median = Fraction(ranked[half]) if len(data) % 2 else Fraction(ranked[half - 1] + ranked[half], 2)
@@ -479,15 +667,23 @@ def statistics_summary(d: Dice) -> Row:
     text = ", ".join(map(str, data))
     style = d.int(0, 3)
     if style == 0:
-        return "all", f"Summarise these {what} by mean (to two decimals), median and range.", text, f"Mean: {show(mean)}\nMedian: {show(median)}\nRange: {spread}"
+        return (
+            "all",
+            f"Summarise these {what} by mean (to two decimals), median and range.",
+            text,
+            f"Mean: {show(mean)}\nMedian: {show(median)}\nRange: {spread}",
+        )
     if style == 1:
         steps = f"In order they are {', '.join(map(str, ranked))}, so the median is {show(median)}."
         return "median", f"What is the median of the {what} below?", text, steps
     if style == 2:
         q = f"{d.pick(NAMES)} noted these {what}: {text}. What is the average?"
         return "mean", q, "", f"The sum is {sum(data)}, and {sum(data)} / {len(data)} {equals(mean)}."
-    return "range", f"Find the smallest value, the largest value and the range of these {what}.", text, (
-        f"Smallest {min(data)}, largest {max(data)}, range {max(data)} - {min(data)} = {spread}."
+    return (
+        "range",
+        f"Find the smallest value, the largest value and the range of these {what}.",
+        text,
+        (f"Smallest {min(data)}, largest {max(data)}, range {max(data)} - {min(data)} = {spread}."),
     )
 
 
@@ -507,7 +703,9 @@ def recipe_scaling(d: Dice) -> Row:
     """Ingredients for another number of servings."""
     dish, serves, parts = d.pick(RECIPES)
     counts = [int(part.split()[0]) for part in parts.split("; ") if part.split()[1] not in ("g", "ml")]
-    want = d.pick([n for n in range(2, 31) if n != int(serves) and all(n * c * 4 % int(serves) == 0 for c in counts)])
+    want = d.pick(
+        [n for n in range(2, 31) if n != int(serves) and all(n * c * 4 % int(serves) == 0 for c in counts)]
+    )
     scaled = []
     for part in parts.split("; "):
         amount, rest = part.split(" ", 1)

@@ -30,19 +30,36 @@ HARDWARE = ("the Aria keyboard", "the Lumen lamp", "the T5 router", "my new webc
 def ticket_classification(d: Dice) -> Row:
     """Customer messages sorted by department."""
     kind, complaint, extras = d.pick(TICKETS)
-    slots = {"p": d.pick(HARDWARE if kind == "shipping" else SOFTWARE), "m": d.pick(("January", "March", "May", "July", "October")), "n": d.int(1020, 9870)}
+    slots = {
+        "p": d.pick(HARDWARE if kind == "shipping" else SOFTWARE),
+        "m": d.pick(("January", "March", "May", "July", "October")),
+        "n": d.int(1020, 9870),
+    }
     complaint = complaint.format(**slots)
     text = f"{d.pick(('', '', 'Hello! ', 'Hi team, a question. ', 'Good morning. '))}{complaint[0].upper()}{complaint[1:]}"
     text += f" {d.pick(extras.split('; ')).format(**slots)}{d.pick(('', '', ' Thanks!', ' Regards, ' + d.pick(NAMES)))}"
     style = d.int(0, 2)
     if style == 0:
-        return "label", "Assign the ticket: billing, technical, account, shipping or feature request.", text, kind
+        return (
+            "label",
+            "Assign the ticket: billing, technical, account, shipping or feature request.",
+            text,
+            kind,
+        )
     if style == 1:
         team = {"feature request": "product"}.get(kind, kind)
         reply = f"Thank you for your message. I have passed it on to our {team} team, and they will contact you within one working day."
-        return "route_and_reply", "Classify this support message and draft a one-line reply.", text, f"Category: {kind}\nReply: {reply}"
-    return "which_team", "Which category fits this customer message best, and which words show it?", text, (
-        f'{kind.capitalize()}. The key sentence is: "{complaint[0].upper()}{complaint[1:]}"'
+        return (
+            "route_and_reply",
+            "Classify this support message and draft a one-line reply.",
+            text,
+            f"Category: {kind}\nReply: {reply}",
+        )
+    return (
+        "which_team",
+        "Which category fits this customer message best, and which words show it?",
+        text,
+        (f'{kind.capitalize()}. The key sentence is: "{complaint[0].upper()}{complaint[1:]}"'),
     )
 
 
@@ -59,8 +76,15 @@ def meeting_schedule(d: Dice) -> Row:
     if style == 0:
         starts = [d.int(9 * 60, 10 * 60, 15), d.int(12 * 60, 13 * 60, 15), d.int(15 * 60, 16 * 60, 15)]
         busy = [(s, min(s + d.int(30, 105, 15), 1020)) for s in starts]
-        gaps = [(x[1], y[0]) for x, y in zip([(0, 540), *busy], [*busy, (1020, 0)], strict=True) if y[0] - x[1] >= 60]
-        text = "\n".join(f"{hour(s)}-{hour(e)} {d.pick(('team call', 'interview', 'client visit', 'review', 'training'))}" for s, e in busy)
+        gaps = [
+            (x[1], y[0])
+            for x, y in zip([(0, 540), *busy], [*busy, (1020, 0)], strict=True)
+            if y[0] - x[1] >= 60
+        ]
+        text = "\n".join(
+            f"{hour(s)}-{hour(e)} {d.pick(('team call', 'interview', 'client visit', 'review', 'training'))}"
+            for s, e in busy
+        )
         q = f"{a} works from 09:00 to 17:00. Find all gaps of at least one hour in this calendar."
         return "gaps", q, text, "\n".join(f"{hour(s)}-{hour(e)}" for s, e in gaps) or "There is none."
     if style == 1:
@@ -68,7 +92,14 @@ def meeting_schedule(d: Dice) -> Row:
         e1, e2 = s1 + d.int(60, 240, 30), s2 + d.int(60, 240, 30)
         low, high = max(s1, s2), min(e1, e2)
         q = f"{a} is free {hour(s1)}-{hour(e1)} and {b} {hour(s2)}-{hour(e2)}. When can they meet?"
-        return "overlap", q, "", f"Both are free from {hour(low)} to {hour(high)}." if low < high else f"{a} and {b} have no common free time."
+        return (
+            "overlap",
+            q,
+            "",
+            f"Both are free from {hour(low)} to {hour(high)}."
+            if low < high
+            else f"{a} and {b} have no common free time.",
+        )
     shift, start = d.pick((-8, -6, -5, -3, 2, 3, 5, 7)), d.int(9 * 60, 16 * 60, 30)
     there = f"{abs(shift)} hours {'ahead of' if shift > 0 else 'behind'}"
     q = f"A call starts at {hour(start)} for {a}. {b}'s clock is {there} that. What time is it for {b}?"
@@ -90,13 +121,32 @@ Dublin | Trinity College; Dublin Castle; the National Gallery; Phoenix Park | li
 def travel_itinerary(d: Dice) -> Row:
     """Plans for a day or a weekend."""
     city, sights, treats = d.pick(SIGHTS)
-    days, who = d.int(1, 2), d.pick(("a couple", "a family with teenagers", "an architecture student", "two old friends", "a solo traveller"))
+    days, who = (
+        d.int(1, 2),
+        d.pick(
+            (
+                "a couple",
+                "a family with teenagers",
+                "an architecture student",
+                "two old friends",
+                "a solo traveller",
+            )
+        ),
+    )
     stops, treat = d.sample(sights.split("; "), 2 * days), d.pick(treats.split("; "))
-    lines = [f"Day {i + 1}: {stops[2 * i]} in the morning, {stops[2 * i + 1]} in the afternoon" for i in range(days)]
+    lines = [
+        f"Day {i + 1}: {stops[2 * i]} in the morning, {stops[2 * i + 1]} in the afternoon"
+        for i in range(days)
+    ]
     plan = "\n".join(lines) + f"\nEvening treat: {treat}"
     if d.chance(50):
         return "request", f"Plan {'a day' if days == 1 else 'a weekend'} in {city} for {who}.", "", plan
-    return "notes", f"Turn the notes into a plan for {who} visiting {city}.", f"{plural(days, 'day')}; {'; '.join(stops)}; {treat}", plan
+    return (
+        "notes",
+        f"Turn the notes into a plan for {who} visiting {city}.",
+        f"{plural(days, 'day')}; {'; '.join(stops)}; {treat}",
+        plan,
+    )
 
 
 PURPOSES = table("""
@@ -116,18 +166,44 @@ def email_writing(d: Dice) -> Row:
     a, b = d.sample(NAMES, 2)
     sur = d.pick(SURNAMES)
     slots = {
-        "x": d.pick(("the annual report", "the website", "the safety audit", "the spring catalogue", "the training plan")), "n": d.int(2, 9),
+        "x": d.pick(
+            (
+                "the annual report",
+                "the website",
+                "the safety audit",
+                "the spring catalogue",
+                "the training plan",
+            )
+        ),
+        "n": d.int(2, 9),
         "r": d.pick(("The review", "Collecting the data", "The translation")),
         "r2": d.pick(("a supplier is closed", "two colleagues are ill", "the test equipment failed")),
     }
     goal, text = purpose.format(**slots), body.format(**slots)
     if d.chance(50):
-        return "formal", f"Write a short formal email to {a} {sur} to {goal}.", "", f"Dear {a} {sur},\n\n{text}\n\nKind regards,\n{b}"
-    return "friendly", f"Write a friendly email from {b} to {a}.", f"Purpose: {goal}", f"Hi {a},\n\n{text}\n\nBest wishes,\n{b}"
+        return (
+            "formal",
+            f"Write a short formal email to {a} {sur} to {goal}.",
+            "",
+            f"Dear {a} {sur},\n\n{text}\n\nKind regards,\n{b}",
+        )
+    return (
+        "friendly",
+        f"Write a friendly email from {b} to {a}.",
+        f"Purpose: {goal}",
+        f"Hi {a},\n\n{text}\n\nBest wishes,\n{b}",
+    )
 
 
-COSTS = (("train ticket", 1800, 9000), ("hotel", 7000, 19000), ("lunch", 900, 2600), ("taxi", 1100, 4800), ("printing", 300, 2500),
-         ("conference fee", 9000, 45000), ("parking", 400, 3000))
+COSTS = (
+    ("train ticket", 1800, 9000),
+    ("hotel", 7000, 19000),
+    ("lunch", 900, 2600),
+    ("taxi", 1100, 4800),
+    ("printing", 300, 2500),
+    ("conference fee", 9000, 45000),
+    ("parking", 400, 3000),
+)
 
 
 @task("expense_report", SOURCE, 40)
@@ -138,11 +214,30 @@ def expense_report(d: Dice) -> Row:
     total, name = sum(cents for _, cents in rows), d.pick(NAMES)
     style = d.int(0, 2)
     if style == 0:
-        return "total", f"Add up the expenses of {name}'s trip to {d.pick(CITIES)}.", text, f"Total: {money(total)}"
+        return (
+            "total",
+            f"Add up the expenses of {name}'s trip to {d.pick(CITIES)}.",
+            text,
+            f"Total: {money(total)}",
+        )
     if style == 1:
         limit = d.int(100, 600, 50)
-        verdict = f"over it by {money(total - limit * 100)}" if total > limit * 100 else f"within it by {money(limit * 100 - total)}"
-        return "limit", f"The limit is ${limit}. Does this report keep to it?", text, f"The total is {money(total)}, {verdict}."
+        verdict = (
+            f"over it by {money(total - limit * 100)}"
+            if total > limit * 100
+            else f"within it by {money(limit * 100 - total)}"
+        )
+        return (
+            "limit",
+            f"The limit is ${limit}. Does this report keep to it?",
+            text,
+            f"The total is {money(total)}, {verdict}.",
+        )
     top, cents = max(rows, key=lambda row: row[1])
     share = show(round(100 * cents / total))
-    return "largest", "Which item costs most, and what share of the total is it?", text, f"The {top}: {money(cents)}, about {share}%."
+    return (
+        "largest",
+        "Which item costs most, and what share of the total is it?",
+        text,
+        f"The {top}: {money(cents)}, about {share}%.",
+    )

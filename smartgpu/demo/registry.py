@@ -88,7 +88,7 @@ def show(value: Fraction | int, places: int = 2) -> str:
 
 
 def equals(value: Fraction | int) -> str:
-    """"= 2.5" where two decimals are enough, "is about 1.67" where they are not."""
+    """ "= 2.5" where two decimals are enough, "is about 1.67" where they are not."""
     return f"{'=' if (value * 100).denominator == 1 else 'is about'} {show(value)}"
 
 
@@ -112,7 +112,11 @@ def plural(count: int | str, noun: str) -> str:
     return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
 
 
-SHORT = ("Answer the question below with the result alone.", "State only the result.", "Just the final answer, please, without working.")
+SHORT = (
+    "Answer the question below with the result alone.",
+    "State only the result.",
+    "Just the final answer, please, without working.",
+)
 
 
 def ask(dice: Dice, leads: Sequence[str], question: str, steps: str, answer: str) -> Row:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from smartgpu.backends import Backend, open_backend
+from smartgpu.checkpoint import fingerprint
 from smartgpu.similarity import Geometry, Matrix, Similarity, prepare
 
 
@@ -88,8 +89,12 @@ def distinct_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mixed = bits[i : i + 8192].astype(np.uint64) * odd
         keys[i : i + 8192] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    if not all(np.array_equal(bits[i : i + 8192], bits[first[inverse[i : i + 8192]]]) for i in range(0, len(x), 8192)):
-        _, first, inverse = np.unique(bits, axis=0, return_index=True, return_inverse=True)  # a collision of the keys
+    if not all(
+        np.array_equal(bits[i : i + 8192], bits[first[inverse[i : i + 8192]]]) for i in range(0, len(x), 8192)
+    ):
+        _, first, inverse = np.unique(
+            bits, axis=0, return_index=True, return_inverse=True
+        )  # a collision of the keys
     order = np.argsort(first)
     rank = np.empty(len(first), np.int64)
     rank[order] = np.arange(len(first))
@@ -112,12 +117,12 @@ class Objective:
         return self
 
     def describe(self) -> dict:
-        """Name and parameters as JSON values; arrays by their shape."""
+        """Name and parameters as JSON values; arrays by shape, dtype and fingerprint."""
         out: dict[str, Any] = {"name": self.name}
         for f in fields(self) if is_dataclass(self) else ():
             value = getattr(self, f.name)
             if isinstance(value, np.ndarray):
-                value = {"shape": list(value.shape), "dtype": str(value.dtype)}
+                value = {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": fingerprint(value)}
             out[f.name] = value
         return out
 
@@ -145,11 +150,15 @@ def per_row(name: str, value: Any, n: int | None = None) -> np.ndarray:
     try:
         out = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers, one per row, got {type(value).__name__}: {error}") from None
+        raise ValueError(
+            f"{name} must be numbers, one per row, got {type(value).__name__}: {error}"
+        ) from None
     if out.ndim != 1 or (n is not None and len(out) != n):
         expected = "(n,)" if n is None else f"({n},)"
         raise ValueError(f"{name} must have shape {expected}, one number per row, got {out.shape}")
     bad = np.flatnonzero(~np.isfinite(out))
     if len(bad):
-        raise ValueError(f"{name} must be finite, got {len(bad)} NaN or infinite values, the first at row {bad[0]}")
+        raise ValueError(
+            f"{name} must be finite, got {len(bad)} NaN or infinite values, the first at row {bad[0]}"
+        )
     return out

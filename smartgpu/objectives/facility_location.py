@@ -43,7 +43,9 @@ class FacilityLocation(Objective):
     def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         if self.represented is not None:
             if isinstance(x, Matrix):
-                raise ValueError("represented cannot be given with a precomputed similarity: its rows are the represented set")
+                raise ValueError(
+                    "represented cannot be given with a precomputed similarity: its rows are the represented set"
+                )
             if self.represented.shape[1] != x.shape[1]:
                 raise ValueError(
                     f"represented must have as many features as X: {x.shape[1]}, got {self.represented.shape[1]}"

@@ -154,7 +154,9 @@ class GeneralGraphCut:
     def _gains(self, cols: np.ndarray | None) -> np.ndarray:
         if cols is not None:
             return self._refresh(cols)
-        return np.concatenate([self._refresh(np.arange(i, min(i + 4096, self.n))) for i in range(0, self.n, 4096)])
+        return np.concatenate(
+            [self._refresh(np.arange(i, min(i + 4096, self.n))) for i in range(0, self.n, 4096)]
+        )
 
     def gains(self) -> np.ndarray:
         return self._gains(None)
@@ -167,13 +169,18 @@ class GeneralGraphCut:
 
     def value(self) -> float:
         picks = np.array(self.picks, np.int64)
-        inside = sum(int(self.backend.block(picks[i : i + 512], picks).sum(dtype=np.int64)) for i in range(0, len(picks), 512))
+        inside = sum(
+            int(self.backend.block(picks[i : i + 512], picks).sum(dtype=np.int64))
+            for i in range(0, len(picks), 512)
+        )
         return float(self.scale * (int(self.totals[picks].sum()) - self.lam * inside))
 
     def total(self) -> float:
         need_monotone(self.lam)
         if not self.backend.same:
-            raise ValueError("coverage of graph cut with a separate represented set is not defined: f(V) is no maximum")
+            raise ValueError(
+                "coverage of graph cut with a separate represented set is not defined: f(V) is no maximum"
+            )
         return float(self.scale * (1 - self.lam) * int(self.totals.sum()))
 
 

@@ -50,7 +50,9 @@ def _mean_square(ground: Ground) -> float:
     geometry = ground.geometry()
     a, b = ground.kind.affine
     x = geometry.x
-    squares = sum(float(np.einsum("ij,ij->", p, p, dtype=np.float64)) for p in np.array_split(x, len(x) // 8192 + 1))
+    squares = sum(
+        float(np.einsum("ij,ij->", p, p, dtype=np.float64)) for p in np.array_split(x, len(x) // 8192 + 1)
+    )
     return geometry.unit * (a * squares / max(len(x), 1) + b)
 
 
@@ -76,7 +78,9 @@ class LogDetState:
 
     def _first_residuals(self) -> np.ndarray: ...
     def _fresh(self, rows: np.ndarray) -> np.ndarray: ...  # residuals of stale distinct rows
-    def _commit(self, row: int, near: np.ndarray) -> None: ...  # add a pick; bring the fresh rows `near` up to date
+    def _commit(
+        self, row: int, near: np.ndarray
+    ) -> None: ...  # add a pick; bring the fresh rows `near` up to date
 
     def refresh(self, cols: np.ndarray) -> np.ndarray:
         """Gains of cols, evaluated now; a distinct row is evaluated once per pick, whichever copies ask."""
@@ -97,7 +101,8 @@ class LogDetState:
 
     def gains(self) -> np.ndarray:
         return np.concatenate(
-            [self.refresh(np.arange(i, min(i + 2048, self.n))) for i in range(0, self.n, 2048)] or [np.empty(0)]
+            [self.refresh(np.arange(i, min(i + 2048, self.n))) for i in range(0, self.n, 2048)]
+            or [np.empty(0)]
         )
 
     def evaluate(self, cols: np.ndarray) -> LogDetBatch:
@@ -128,7 +133,9 @@ class LogDetState:
 
     def total(self) -> float:
         if self.lam < 1:
-            raise ValueError(f"coverage needs a monotone objective: log_det is one for lam >= 1, got {self.lam}")
+            raise ValueError(
+                f"coverage needs a monotone objective: log_det is one for lam >= 1, got {self.lam}"
+            )
         return self._total()
 
     def _total(self) -> float: ...
@@ -152,7 +159,11 @@ class WoodburyLogDet(LogDetState):
     def _features(self, rows: np.ndarray) -> np.ndarray:
         x = self.wide.rows(self.first[rows])
         x *= np.sqrt(self.unit * self.a)
-        return x if self.b == 0 else np.concatenate([x, np.full((len(x), 1), np.sqrt(self.unit * self.b))], axis=1)
+        return (
+            x
+            if self.b == 0
+            else np.concatenate([x, np.full((len(x), 1), np.sqrt(self.unit * self.b))], axis=1)
+        )
 
     def _near(self, rows: np.ndarray) -> np.ndarray:
         if self._held is None or not np.array_equal(self._held[0], rows):
@@ -263,7 +274,9 @@ class CholeskyLogDet(LogDetState):
     def _total(self) -> float:
         every = np.arange(len(self.first))
         if len(self.inverse) > 20_000:
-            raise ValueError(f"coverage of log_det with this similarity needs an n x n matrix: n <= 20000, got {self.n}")
+            raise ValueError(
+                f"coverage of log_det with this similarity needs an n x n matrix: n <= 20000, got {self.n}"
+            )
         s = self._similarity(every, every)[np.ix_(self.inverse, self.inverse)]
         return float(np.linalg.slogdet(s + self.lam * np.eye(self.n))[1])
 

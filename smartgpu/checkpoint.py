@@ -1,0 +1,80 @@
+"""Checkpoints: the picks of an unfinished selection, from which the same call goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smartgpu.files import replacing
+
+SECONDS = 5.0  # between writes
+
+
+def fingerprint(x: np.ndarray) -> str:
+    """sha256 of shape, dtype and content of an array, hex. Reads the array once, in blocks."""
+    digest = hashlib.sha256(f"{x.shape} {x.dtype.str}".encode())
+    for i in range(0, len(x), 4096):
+        digest.update(np.ascontiguousarray(x[i : i + 4096]).data)
+    return digest.hexdigest()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two records, one line each: 'seed: 0 there, 1 now'."""
+    lines = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
+    return lines
+
+
+class Checkpoint:
+    """Picks and gains so far in `path` (.npz, no pickle), with the record of the call that they belong to.
+
+    The record names data and options; picks of another record are refused, with what differs. A write goes to a
+    temporary name and then replaces the file, so that an interrupted one leaves the previous checkpoint.
+    """
+
+    def __init__(self, path: str | Path, record: dict[str, Any]):
+        self.path, self.record = Path(path), json.loads(json.dumps(record))
+        self.saved = time.monotonic()
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, gains) so far, empty where there is no checkpoint. ValueError for one of another call."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                record = json.loads(str(file["record"]))
+                indices, gains = file["indices"].astype(np.int64), file["gains"].astype(np.float64)
+        except FileNotFoundError:
+            return np.empty(0, np.int64), np.empty(0)
+        except (KeyError, ValueError, OSError, EOFError) as error:
+            raise ValueError(
+                f"checkpoint {self.path} cannot be read ({error}); remove it to start anew"
+            ) from error
+        changed = differences(record, self.record)
+        if changed:
+            raise ValueError(
+                f"checkpoint {self.path} is of another selection; remove it to start anew. "
+                + "; ".join(changed)
+            )
+        return indices, gains
+
+    def save(self, indices: list[int], gains: list[float], force: bool = False) -> None:
+        """Write the picks so far, at most every few seconds unless forced."""
+        if not force and time.monotonic() - self.saved < SECONDS:
+            return
+        with replacing(self.path) as file:
+            np.savez(
+                file,
+                indices=np.array(indices, np.int64),
+                gains=np.array(gains),
+                record=np.array(json.dumps(self.record)),
+            )
+        self.saved = time.monotonic()
