@@ -275,7 +275,7 @@ class _Job:
         return self.x.shape[1] if isinstance(self.x, Matrix) else len(self.x)
 
     def ground(self) -> Ground:
-        how = {"threads": self.options.threads, "memory": self.options.memory}
+        how = {name: getattr(self.options, name) for name in ("threads", "memory", "progress")}
         return Ground(self.x, self.kind, resolve(self.options.backend), **how)
 
     def described(self) -> dict[str, Any]:

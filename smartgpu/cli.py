@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 import logging
+import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from smartgpu.config import Config, check_value, load_config
 from smartgpu.version import __version__
@@ -23,25 +26,30 @@ HELP = {
     "demo": "write a small instruction pool and select from it",
 }
 SHOWN = 8  # chosen rows printed
+WIDTH = 90  # of their text
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+log = logging.getLogger("smartgpu")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see {self.prog} --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """Every option is a field of Config; flags that are not given are not set, so that --config can speak."""
-    top = argparse.ArgumentParser(
-        prog="smartgpu", description="Choose training data from large pools, exactly."
-    )
+    top = _Parser(prog="smartgpu", description="Choose training data from large pools, exactly.")
     top.add_argument("--version", action="version", version=f"smartgpu {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, text in HELP.items():
-        sub = commands.add_parser(command, help=text, description=text.capitalize() + ".")
-        for f in dataclasses.fields(Config):
+        sub = commands.add_parser(command, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+        for f in FIELDS.values():
             if command in f.metadata["on"]:
                 _add(sub, f)
-        sub.add_argument(
-            "--config", metavar="YAML", help="read options from a file, by the same names; flags win"
-        )
-        if command == "evaluate":
-            sub.add_argument("--json", action="store_true", help="print JSON")
+        text = "read options from a file, by the same names; flags win"
+        sub.add_argument("--config", metavar="YAML", help=text)
     return top
 
 
@@ -55,13 +63,17 @@ def _add(sub: argparse.ArgumentParser, f: dataclasses.Field) -> None:
     if f.type == "bool":
         sub.add_argument(*flags, action="store_true", **how)
         return
-    kinds = {"int | float": number, "float": float, "int": int}
-    kind = next((parse for name, parse in kinds.items() if name in str(f.type)), str)
-    if meta.get("choices"):
-        how["choices"] = meta["choices"]
+    if meta.get("choices"):  # check_value refuses others, in words
+        how["help"] += f": {', '.join(meta['choices'])} (default: {f.default or 'as POOL'})"
     if meta["many"]:
         how["nargs"] = "+"
-    sub.add_argument(*flags, type=kind, metavar=None if "choices" in how else f.name.upper(), **how)
+    kinds = {"int | float": number, "float": float, "int": int}
+    kind = next((parse for name, parse in kinds.items() if name in str(f.type)), str)
+    sub.add_argument(*flags, type=kind, metavar=f.name.upper(), **how)
+
+
+def _flag(name: str) -> str:
+    return "-k" if name == "k" else "--" + name.replace("_", "-")
 
 
 def number(text: str) -> int | float:
@@ -74,60 +86,94 @@ def number(text: str) -> int | float:
         ) from None
 
 
+def _parse(argv: Sequence[str] | None) -> tuple[str, str | None, dict[str, Any]]:
+    """(command, --config, the options that were given as flags)."""
+    top = parser()
+    found, unknown = top.parse_known_args(argv)
+    given = vars(found)
+    command, file = given.pop("command"), given.pop("config")
+    if unknown:
+        flags = [_flag(f.name) for f in FIELDS.values() if command in f.metadata["on"]]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], [*flags, "--config"], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        top.exit(
+            2, f"smartgpu {command}: unknown argument {unknown[0]!r}{hint} (see smartgpu {command} --help)\n"
+        )
+    return command, file, given
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for a failure, 2 for bad input, 130 when interrupted."""
-    arguments = vars(parser().parse_args(argv))
-    command, file = arguments.pop("command"), arguments.pop("config")
-    as_json = arguments.pop("json", False)
-    try:
-        options = load_config(file, command) if file else {}
-        fields = {f.name: f for f in dataclasses.fields(Config)}
-        options |= {name: check_value(fields[name], value, name) for name, value in arguments.items()}
-        config = Config(**options)
-        _logging(config)
-        progress = not config.quiet and sys.stderr.isatty()
-        if command == "evaluate":
-            _evaluate(config, progress, as_json)
-        elif command == "demo":
-            _demo(config, progress)
-        else:
-            _run(config, command, progress)
-    except KeyboardInterrupt:
-        print("smartgpu: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
-        print(f"smartgpu {command}: {error}", file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"smartgpu {command}: {error or 'out of memory'}", file=sys.stderr)
-        return 1
+    command, file, given = _parse(argv)
+    with _logging(_level(given.get("quiet"), given.get("verbose"))) as handler:
+        try:
+            options = load_config(file, command) if file else {}
+            options |= {name: check_value(FIELDS[name], value, _flag(name)) for name, value in given.items()}
+            config = Config(**options)
+            handler.setLevel(_level(config.quiet, config.verbose))
+            _run(config, command, progress=not config.quiet and sys.stderr.isatty())
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print(f"smartgpu {command}: interrupted; the same command goes on from here", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # nobody reads on: what is left in the buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (ValueError, FileNotFoundError, ImportError) as error:
+            return _fail(command, error, 2)
+        except (OSError, MemoryError) as error:
+            return _fail(command, error, 1)
     return 0
 
 
-def _logging(config: Config) -> None:
-    level = logging.WARNING if config.quiet else logging.DEBUG if config.verbose else logging.INFO
-    log = logging.getLogger("smartgpu")
-    log.setLevel(level)
-    if not any(isinstance(h, logging.StreamHandler) for h in log.handlers):
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("smartgpu: %(message)s"))
-        log.addHandler(handler)
+def _fail(command: str, error: BaseException, status: int) -> int:
+    text = str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"smartgpu {command}: {' '.join(text.split())}", file=sys.stderr)
+    log.debug("where it came from:", exc_info=error)
+    return status
+
+
+def _level(quiet: bool | None, verbose: bool | None) -> int:
+    return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+
+
+@contextmanager
+def _logging(shown: int) -> Iterator[logging.Handler]:
+    """smartgpu's log lines on stderr, for as long as the command runs."""
+    handler, level = logging.StreamHandler(sys.stderr), log.level
+    handler.setFormatter(logging.Formatter("smartgpu: %(message)s"))
+    handler.setLevel(shown)
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _run(config: Config, command: str, progress: bool) -> None:
     from smartgpu import runs
 
-    manifest, selection, pool = runs.run(config, command, progress)
-    if selection is None:
-        print(f"{config.out} holds this selection already; --overwrite starts anew")
-        return
-    print(dataclasses.replace(selection, seconds=manifest["seconds"]))
-    _show(pool, selection, config.text)
-    written = ", ".join(f"{cut['file']} ({cut['k']} rows)" for cut in manifest["files"])
-    print(f"written to {config.out}: {written}, selection.json, selection.npz")
+    if command == "evaluate":
+        result = runs.evaluate(config, progress)
+        print(json.dumps(result.to_dict(), indent=1) if config.json else result)
+    elif command == "demo":
+        _demo(config, progress)
+    else:
+        _report(runs.run(config, command, progress), config)
+
+
+def _report(done: Any, config: Config) -> None:
+    """What was chosen, and where it is."""
+    if done.x is None:
+        print(f"{config.out} holds this selection already (--overwrite makes it anew):\n")
+    print(done.selection)
+    _show(done.pool, done.selection, config.text)
+    written = ", ".join(f"{cut['file']} ({cut['k']} rows)" for cut in done.manifest["files"])
+    print(f"\n{config.out} holds {written}, selection.json and selection.npz")
 
 
 def _show(pool: Any, selection: Any, text: list[str] | None) -> None:
@@ -138,42 +184,71 @@ def _show(pool: Any, selection: Any, text: list[str] | None) -> None:
         fields = text_fields(pool, text)
     except ValueError:
         return
-    print(f"  {'rank':>5} {'row':>8} {'gain':>10}  {' + '.join(fields)}")
+    print(f"\n  {'rank':>5} {'row':>8} {'gain':>10}  {' + '.join(fields)}")
     for at, row in enumerate(pool.rows(selection.indices[:SHOWN])):
-        words = " ".join(_words(row.get(name)) for name in fields)
-        words = "".join(c if c.isprintable() else " " for c in words)
-        print(f"  {at:>5} {selection.indices[at]:>8} {selection.gains[at]:>10.4g}  {words[:90]}")
+        words = " ".join(filter(None, (_words(row.get(name)) for name in fields)))
+        words = words if len(words) <= WIDTH else words[: WIDTH - 3] + "..."
+        print(f"  {at:>5} {selection.indices[at]:>8} {selection.gains[at]:>10.4g}  {words}")
+    if selection.k > SHOWN:
+        print(f"  {'...':>5} {'':>8} {'...':>10}")
 
 
 def _words(value: Any) -> str:
-    text = (
-        value
-        if isinstance(value, str)
-        else ""
-        if value is None
-        else json.dumps(value, ensure_ascii=False, default=str)
-    )
-    return " ".join(text.split())
-
-
-def _evaluate(config: Config, progress: bool, as_json: bool) -> None:
-    from smartgpu import runs
-
-    result = runs.evaluate(config, progress)
-    print(json.dumps(result.to_dict(), indent=1) if as_json else result)
+    """A field's value in one line that a terminal can show."""
+    if not isinstance(value, str):
+        value = "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return "".join(c if c.isprintable() else " " for c in " ".join(value.split()))
 
 
 def _demo(config: Config, progress: bool) -> None:
+    from smartgpu import runs
+
+    folder = Path(config.out or "smartgpu-demo").expanduser()
+    pool = _demo_pool(folder, config.overwrite)
+    out = folder / "selection"
+    config = dataclasses.replace(config, pool=str(pool), out=str(out), k=config.k or 300)
+    command = shlex.join(["smartgpu", "select", str(pool), "-k", str(config.k), "--out", str(out)])
+    print(f"{pool} holds the demo pool; now the same as\n  {command}\n", flush=True)
+    done = runs.run(config, "select", progress)
+    _report(done, config)
+    if done.x is not None:
+        _compare(done, config)
+
+
+def _demo_pool(folder: Path, overwrite: bool) -> Path:
+    """The pool's file; another file of that name is not replaced unasked."""
     from smartgpu.demo import write_demo
 
-    folder = Path(config.out or "smartgpu-demo")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    pool = write_demo(folder / "pool.jsonl")
-    config = dataclasses.replace(config, pool=str(pool), out=str(folder / "selection"), k=config.k or 300)
-    print(
-        f"wrote the demo pool; now running: smartgpu select {shlex.quote(str(pool))} -k {config.k} --out {config.out}\n"
-    )
-    _run(config, "select", progress)
+    path = folder / "pool.jsonl"
+    fresh = write_demo(folder / ".pool.jsonl")
+    try:
+        if path.exists() and not overwrite and path.read_bytes() != fresh.read_bytes():
+            raise ValueError(f"{path} is not the demo pool: name another folder with --out, or --overwrite")
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path
+
+
+def _compare(done: Any, config: Config) -> None:
+    """The selection beside as many rows drawn at random."""
+    import numpy as np
+
+    from smartgpu import evaluate
+
+    drawn = np.random.default_rng(0).choice(done.pool.n, done.selection.k, replace=False)
+    how = {"objective": config.make_objective(), "similarity": config.make_similarity()}
+    ours, theirs = (evaluate(done.x, rows, **how) for rows in (done.selection.indices, drawn))
+    tasks = np.array(done.pool.column("task"))
+    counts = [len(set(tasks[rows].tolist())) for rows in (done.selection.indices, drawn)]
+    shares = [f"{e.coverage:.1%}" if e.coverage else f"{e.value:.4g}" for e in (ours, theirs)]
+    what = "coverage of the pool" if ours.coverage else "f(S)"
+    print(f"\n{'':14}{what}   tasks, of {len(set(tasks.tolist()))}")
+    for name, share, count in zip(("these rows", "random rows"), shares, counts, strict=True):
+        print(f"  {name:<12}{share:>{len(what)}}   {count:>5}")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smartgpu.backends import NAMES
+from smartgpu.backends import NAMES, resolve
+from smartgpu.io import FORMATS
 from smartgpu.objectives import OBJECTIVES, GraphCut, LogDet, Objective, as_objective
-from smartgpu.options import MAXIMIZERS, TIES, make_options
+from smartgpu.options import MAXIMIZERS, TIES
 from smartgpu.similarity import KINDS, Rbf, Similarity, as_similarity
 
 ALL = ("select", "rank", "evaluate", "demo")
 RUNS = ("select", "rank", "demo")
-FORMATS = ("json", "jsonl", "csv", "parquet", "npz", "hf")
+# Options that are paths of data, whose content counts, or that change no result.
+ASIDE = {
+    *(
+        "pool",
+        "text",
+        "embeddings",
+        "embedding_field",
+        "embedder",
+        "max_tokens",
+        "given",
+        "exclude",
+        "chosen",
+    ),
+    *("out", "batch_size", "device", "cache", "threads", "memory", "overwrite", "quiet", "verbose", "json"),
+}
 
 
 def option(default: Any, text: str, *, on: tuple[str, ...] = ALL, many: bool = False, **more: Any) -> Any:
@@ -26,7 +42,7 @@ def option(default: Any, text: str, *, on: tuple[str, ...] = ALL, many: bool = F
 
 @dataclass
 class Config:
-    """One run of `smartgpu select`, `rank`, `evaluate` or `demo`. Field names are flags (--embedding-field) and YAML keys."""
+    """One run of a `smartgpu` command. Field names are flags (--embedding-field) and YAML keys (embedding_field)."""
 
     pool: str | None = option(
         None,
@@ -41,7 +57,7 @@ class Config:
         on=("select", "demo"),
         short="-k",
     )
-    sizes: list[int | float] | None = option(
+    sizes: Sequence[int | float] | None = option(
         None,
         "several budgets cut out of one ranking, counts or shares: 0.01 0.05 5000",
         on=("select",),
@@ -59,7 +75,7 @@ class Config:
         on=("evaluate",),
     )
     format: str | None = option(
-        None, "format of the chosen rows (default: the pool's)", on=RUNS, choices=FORMATS
+        None, "format of the chosen rows (default: the pool's)", on=RUNS, choices=tuple(FORMATS)
     )
     objective: str = option("facility_location", "what to maximise", choices=tuple(OBJECTIVES))
     lam: float | None = option(None, "lambda of graph_cut (default 0.4) or log_det (default 1)")
@@ -69,11 +85,11 @@ class Config:
         None, "rows already chosen: they count but are not returned (as --chosen)", on=("select", "rank")
     )
     exclude: str | None = option(None, "rows that may not be chosen (as --chosen)", on=("select", "rank"))
-    text: list[str] | None = option(None, "field or fields that hold the text to embed", many=True)
+    text: Sequence[str] | None = option(None, "field or fields that hold the text to embed", many=True)
     embeddings: str | None = option(None, "file with one embedding per pool row, in pool order")
     embedding_field: str | None = option(None, "column or array that holds the embeddings")
     embedder: str | None = option(
-        None, "embedding model, a name in the local cache or a folder (default: all-MiniLM-L6-v2)"
+        None, "embedding model: a folder, or a name in the Hugging Face cache (default: all-MiniLM-L6-v2)"
     )
     max_tokens: int | None = option(None, "cut texts here (default: the model's own limit)")
     batch_size: int = option(64, "texts embedded at a time")
@@ -88,7 +104,8 @@ class Config:
     memory: str | None = option(None, "memory for kept columns, bytes or '4GB' (default 1GB)")
     overwrite: bool = option(False, "start anew, replacing what OUT holds of another run", on=RUNS)
     quiet: bool = option(False, "no progress bars, warnings only", short="-q")
-    verbose: bool = option(False, "more log lines", short="-v")
+    verbose: bool = option(False, "more log lines, and where an error came from", short="-v")
+    json: bool = option(False, "print JSON", on=("evaluate",))
 
     def make_objective(self) -> Objective:
         """The objective that the options name. ValueError where lam is given for one without."""
@@ -110,17 +127,12 @@ class Config:
     def how(self) -> dict[str, Any]:
         """Keyword arguments of select() that say how to run."""
         names = ("maximizer", "tie_break", "epsilon", "seed", "threads", "memory")
-        given = {name: getattr(self, name) for name in names}
-        make_options(self.backend, given)  # refuse bad values before any work
-        return {"backend": self.backend, **given}
+        return {"backend": resolve(self.backend), **{name: getattr(self, name) for name in names}}
 
     def record(self) -> dict[str, Any]:
-        """The options on which the result depends, as JSON values."""
-        aside = {"out", "threads", "batch_size", "device", "cache", "overwrite", "quiet", "verbose", "memory"}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in aside}
-
-
-__all__ = ["ALL", "RUNS", "Config", "check_value", "load_config"]
+        """The options on which the result depends, as JSON values. Data enter by content (runs.py), not by path."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ASIDE}
+        return {**options, "backend": resolve(self.backend)}
 
 
 def load_config(path: str | Path, command: str) -> dict[str, Any]:
@@ -167,16 +179,17 @@ def _scalar(f: dataclasses.Field, value: Any, where: str) -> Any:
         near = difflib.get_close_matches(str(value), choices, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{where} must be one of {', '.join(choices)}, got {value!r}{hint}")
+    if f.name == "memory":  # bytes, or a size like "4GB"
+        return str(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind == "bool":
         fits, expected = isinstance(value, bool), "true or false"
     elif "str" in kind:
-        value, fits, expected = (
-            (str(value), True, "") if f.name == "memory" else (value, isinstance(value, str), "text")
-        )
+        fits, expected = isinstance(value, str), "text"
     elif "float" in kind:
-        fits, expected = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        fits, expected = number, "a number"
     else:
-        fits, expected = isinstance(value, int) and not isinstance(value, bool), "an integer"
+        fits, expected = number and isinstance(value, int), "an integer"
     if not fits:
         raise ValueError(f"{where} must be {expected}, got {value!r}")
     return value

@@ -20,6 +20,7 @@ LOWEST = np.finfo(
     np.float64
 ).min  # a gain of -inf that may still be picked (the objective then explains itself)
 FIRST_BATCH = 64
+NARROW = 32  # candidates of a batch that stay in the race after evaluation
 
 
 class Order:
@@ -102,40 +103,75 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
     among them for as long as the best fresh gain beats every bound outside, ties by index included.
     """
     constraint, run = picker.constraint, picker.run
-    bounds = np.maximum(state.gains(), LOWEST)
-    bounds[~constraint.open] = CLOSED
-    run.evaluations += int(constraint.open.sum())
-    rise = state.slack + state.margin
-    age = np.zeros(state.n, np.int64) if rise else None  # picks made when the bound was fresh
-    t, size = 0, min(FIRST_BATCH, state.max_batch)
+    known = Bounds(state, constraint)
+    size = FIRST_BATCH
     while not picker.done:
-        outside = bounds
-        if age is not None:
-            outside = bounds + np.where(age < t, state.margin + state.slack * (t - age), 0.0)
-        cols = order.top(outside, size)
-        held = outside[cols]
+        known.improve()
+        outside = known.now()
+        cols = order.top(outside, min(size, state.max_batch))
+        batch = state.evaluate(cols)
+        run.evaluations += len(cols)
+        known.set(cols, batch.gains)
+        if len(cols) > NARROW:  # most of a batch will not be picked: go on with its best
+            best = order.top(np.maximum(batch.gains, LOWEST), NARROW)
+            batch.narrow(best)
+            cols = cols[best]
+        outside = known.now()
         outside[cols] = CLOSED
         rest = order.best(outside)
         limit = float(outside[rest])
-        outside[cols] = held
-        batch = state.evaluate(cols)
-        run.evaluations += len(cols)
         picks = 0
         while not picker.done:
             gains = np.where(constraint.open[cols], np.maximum(batch.gains, LOWEST), CLOSED)
             b = order.best(gains)
             gain, j = float(gains[b]), int(cols[b])
-            if gain == CLOSED or not order.beats(gain, j, limit + (rise * picks if picks else 0.0), rest):
+            if gain == CLOSED or not order.beats(gain, j, limit + known.rise * picks, rest):
                 break
             batch.accept(b)
             picker.take(j, gain)
             picks += 1
-        t += picks
-        bounds[cols] = np.maximum(batch.gains, LOWEST)
-        bounds[~constraint.open] = CLOSED
-        if age is not None:
-            age[cols] = t
-        size = min(FIRST_BATCH, state.max_batch) if picks else min(2 * size, state.max_batch)
+        known.set(cols, batch.gains, picks)
+        size = max(FIRST_BATCH, 2 * picks) if picks else 2 * size
+
+
+class Bounds:
+    """Upper bounds on the gains of all candidates; closed ones are CLOSED."""
+
+    def __init__(self, state: State, constraint: Constraint):
+        self.state, self.constraint = state, constraint
+        self.rise = state.slack + state.margin
+        self.t = 0  # picks so far
+        values, _ = state.bounds()
+        self.values = np.maximum(values, LOWEST)
+        self.values[~constraint.open] = CLOSED
+        self.age = np.zeros(state.n, np.int64)  # picks made when the bound was fresh
+
+    def improve(self) -> None:
+        better = self.state.improve()
+        if better is None:
+            return
+        values, fresh = better
+        values = np.maximum(values, LOWEST)
+        if fresh:
+            self.values, self.age[:] = values, self.t
+        else:
+            self.values, self.age[:] = np.minimum(self.now(), values), self.t
+        self.values[~self.constraint.open] = CLOSED
+
+    def now(self) -> np.ndarray:
+        """(n,) a copy of the bounds, with what a gain may have risen by since."""
+        if not self.rise:
+            return self.values.copy()
+        since = self.t - self.age
+        return self.values + np.where(since > 0, self.state.margin + self.state.slack * since, 0.0)
+
+    def set(self, cols: np.ndarray, gains: np.ndarray, picks: int = 0) -> None:
+        """Fresh gains of cols, `picks` picks later."""
+        self.t += picks
+        self.values[cols] = np.maximum(gains, LOWEST)
+        self.age[cols] = self.t
+        if picks:
+            self.values[cols[~self.constraint.open[cols]]] = CLOSED
 
 
 def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, seed: int) -> None:

@@ -24,6 +24,17 @@ class Kept(Protocol):
     excess: np.ndarray  # (m,) int64, up to date with every accept()
 
 
+class Sparse(Protocol):
+    """The pairs with q_ij > level_i, stored: from here on no dense work is needed. len() counts them."""
+
+    def __len__(self) -> int: ...
+    def excess(self, level: Any) -> np.ndarray: ...  # (n,) int64
+    def keep(self, level: Any, cols: np.ndarray) -> Kept: ...  # fresh excesses of m columns
+    def narrow(self, kept: Kept, positions: np.ndarray) -> Kept: ...  # with their pairs at hand
+    def accept(self, kept: Kept, b: int, level: Any) -> None: ...
+    def compact(self, level: Any) -> None: ...  # drop pairs that no longer matter
+
+
 class Backend(Protocol):
     """s_ij, i over `r` represented rows, j over `n` candidates; integers are quanta, `quantum` is their real value."""
 
@@ -34,6 +45,7 @@ class Backend(Protocol):
     quantum: float
     same: bool  # represented rows and candidates are one set
     pairs: int  # similarities computed so far
+    memory: int  # bytes it may take
 
     def new_level(self) -> Any: ...  # (r,) zeros: level[i] = max(0, max_{j in S} q_ij)
     def raise_level(
@@ -54,6 +66,8 @@ class Backend(Protocol):
         self, kept: Kept, b: int, level: Any
     ) -> None: ...  # raise the level by kept column b, in place
     def max_batch(self) -> int: ...  # columns that may be kept at once
+    def estimate_survivors(self, level: Any) -> float: ...  # about how many pairs have q_ij > level_i
+    def survivors(self, level: Any, weights: Any = None) -> Sparse: ...  # those pairs, stored: one sweep or half of one
 
     def totals(self) -> np.ndarray: ...  # (n,) int64 sum_i q_ij
     def diagonal(self) -> np.ndarray: ...  # (n,) int64 q_jj; candidates x candidates
@@ -86,10 +100,8 @@ def resolve(name: str) -> str:
     return "numpy" if name == "auto" else name
 
 
-def open_backend(
-    name: str, pool: Geometry | Matrix, *, threads: int | None = None, memory: int | None = None
-) -> Backend:
-    """The named backend over a prepared pool.
+def open_backend(name: str, pool: Geometry | Matrix, **how: Any) -> Backend:
+    """The named backend over a prepared pool; how: threads, memory (bytes), progress.
 
     Raises ValueError for an unknown name, ImportError with the pip line where a package it needs is not installed.
     """
@@ -100,4 +112,4 @@ def open_backend(
         raise ImportError(
             f"backend {name!r} is not installed ({error}); install it with: {row.install}"
         ) from error
-    return factory(pool, threads=threads, memory=memory)
+    return factory(pool, **how)

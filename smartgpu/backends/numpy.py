@@ -7,132 +7,33 @@ are kept in that raw form too, so that a tile costs one product, one addition, o
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from smartgpu.backends import QUANTUM, blas
-from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, map_dots
+from smartgpu.backends.survivors import Survivors, survivors
+from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
+from smartgpu.backends.workers import Workers
+from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
 
-BASE = np.int32(0x40400000)  # the bits of 3.0: q = raw - BASE
-ROWS = 384  # at most, summed in int32: 384 (2^22 + a few) < 2^31
-LIMB = (
-    22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
-)
-
-
-class Features:
-    """Tiles of s from prepared features (r, d) and (n, d), by one padded product and one map."""
-
-    def __init__(self, pool: Geometry, rows: np.ndarray, cols: np.ndarray, norms: dict[int, np.ndarray]):
-        self.pool, self.rows, self.cols = pool, rows, cols
-        self.symmetric = rows is cols
-        self.layout = blas.find_layout(cols.shape[1])
-        self.block, self.dtype = self.layout.block, np.dtype(self.layout.dtype).name
-        self.norms = [
-            norms.setdefault(id(s), self._squared_norms(s)) if pool.kind.squared_norms else None
-            for s in (rows, cols)
-        ]
-
-    def _squared_norms(self, x: np.ndarray) -> np.ndarray:
-        """|x_i|^2 by the very chain of the products: the squared distance of two equal rows is exactly 0."""
-        out = np.empty(len(x), self.layout.dtype)
-        step = blas.round_up(48, self.layout.rows)
-        with blas.one_thread():
-            for i in range(0, len(x), step):
-                part = x[i : i + step]
-                out[i : i + step] = np.diagonal(blas.products(part, part, self.layout))
-        return out
-
-    def width(self, m: int) -> int:
-        return (
-            max(blas.round_up(m, self.layout.width), blas.round_up(48, self.layout.width))
-            + 2 * self.layout.pad
-        )
-
-    @property
-    def pad(self) -> int:
-        return self.layout.pad
-
-    def panel(self, cols: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray | None]:
-        squares = self.norms[1]
-        panel = blas.make_panel(self.cols[cols], self.layout)
-        if squares is not None:
-            chosen = squares[cols]
-            squares = np.zeros(len(panel), chosen.dtype)
-            squares[self.pad : self.pad + len(chosen)] = chosen
-        return panel, squares
-
-    def _padded(self, rows: np.ndarray | slice, length: int) -> np.ndarray:
-        part = self.norms[0][rows]
-        return np.concatenate([part, np.zeros(length - len(part), part.dtype)])
-
-    def tile(self, rows: np.ndarray | slice, panel: tuple, out: np.ndarray) -> np.ndarray:
-        """s of the given rows against a panel, into out[:, :]; returns out cut to whole groups of rows, (r', width)."""
-        y, squares = panel
-        a = blas.pad_rows(self.rows[rows], self.layout)
-        out = out[: len(a)]
-        product = out if self.layout.dtype is np.float32 else np.empty(out.shape, self.layout.dtype)
-        np.matmul(a, y.T, out=product)
-        map_dots(
-            self.pool, product, None if squares is None else np.add.outer(self._padded(rows, len(a)), squares)
-        )
-        if product is not out:
-            out[...] = product
-        return out
+LIMB = 22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
 
 
-class Entries:
-    """Tiles of s from a precomputed matrix, dense or sparse by column."""
+SAMPLE = 192  # rows on which survivors are counted beforehand
 
-    symmetric = False
-    pad = 0
-    block = ROWS
-    dtype = "float32"
 
-    def __init__(self, pool: Matrix):
-        self.pool = pool
-        self.symmetric = pool.symmetric
-
-    def width(self, m: int) -> int:
-        return m
-
-    def panel(self, cols: np.ndarray | slice):
-        if self.pool.dense is not None:
-            return cols
-        indptr, indices, data = self.pool.csc
-        cols = np.arange(self.pool.shape[1])[cols] if isinstance(cols, slice) else cols
-        starts, counts = indptr[cols], indptr[cols + 1] - indptr[cols]
-        where = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts) + np.arange(
-            counts.sum()
-        )
-        rows, local = indices[where], np.repeat(np.arange(len(cols)), counts)
-        order = np.argsort(rows, kind="stable")
-        return rows[order], local[order], (data[where][order] / self.pool.unit).astype(np.float32)
-
-    def tile(self, rows: np.ndarray | slice, panel, out: np.ndarray) -> np.ndarray:
-        if self.pool.dense is not None:
-            part = self.pool.dense[rows]
-            out = out[: len(part)]
-            np.divide(part[:, panel], self.pool.unit, out=out, casting="unsafe")
-            return out
-        at, local, values = panel
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(self.pool.shape[0])
-            first, last = np.searchsorted(at, (start, stop))
-            out = out[: stop - start]
-            out[...] = 0
-            out[at[first:last] - start, local[first:last]] = values[first:last]
-            return out
-        out = out[: len(rows)]
-        for i, row in enumerate(rows):
-            first, last = np.searchsorted(at, (row, row + 1))
-            out[i] = 0
-            out[i, local[first:last]] = values[first:last]
-        return out
+def default_memory() -> int:
+    """An eighth of the memory that is free now, in bytes."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/meminfo", encoding="ascii") as file:  # counts what the page cache would give back
+            free = next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), free)
+    except (OSError, ValueError, AttributeError):
+        free = 8 << 30
+    return max(free // 8, 256 << 20)
 
 
 @dataclass
@@ -147,13 +48,18 @@ class Kept:
 class NumpyBackend:
     name = "numpy"
 
-    def __init__(self, pool: Geometry | Matrix, *, threads: int | None = None, memory: int | None = None):
+    def __init__(
+        self,
+        pool: Geometry | Matrix,
+        *,
+        threads: int | None = None,
+        memory: int | None = None,
+        progress: bool = False,
+    ):
         self.pool = pool
-        self.threads = threads or blas.cpu_count()
-        self.memory = memory or 1 << 30
+        self.workers = Workers(threads, progress)
+        self.memory = memory or default_memory()
         self.pairs = 0
-        self._local = threading.local()
-        self._executor = ThreadPoolExecutor(self.threads, "smartgpu") if self.threads > 1 else None
         if isinstance(pool, Matrix):
             self.source = self.inner = Entries(pool)
             self.r, self.n = pool.shape
@@ -169,31 +75,20 @@ class NumpyBackend:
         self.dtype = self.source.dtype
         self.quantum = pool.unit * QUANTUM
 
-    # -- work on threads -------------------------------------------------------------------------------------------
-
-    def _run(self, work: Callable, items: Iterable) -> list:
-        with blas.one_thread():
-            return list(map(work, items) if self._executor is None else self._executor.map(work, items))
-
-    def _buffer(self, name: str, shape: tuple[int, int], dtype: type) -> np.ndarray:
-        """A scratch array of this thread: fresh pages for every tile would cost more than the tile."""
-        size = shape[0] * shape[1]
-        held = getattr(self._local, name, None)
-        if held is None or held.size < size:
-            held = np.empty(size, dtype)
-            setattr(self._local, name, held)
-        return held[:size].reshape(shape)
+    def raw_tile(self, rows: slice, panel: object, m: int) -> np.ndarray:
+        """Raw integers of represented rows against a prepared panel of m candidates, in this thread's scratch."""
+        return self._quantised(self.source, rows, rows.stop - rows.start, panel, self.source.width(m), m)
 
     def _quantised(
         self, source, rows: slice | np.ndarray, count: int, panel, width: int, m: int
     ) -> np.ndarray:
         """Raw integers of `count` rows against a panel of m columns: (count, m) int32 in a scratch buffer."""
-        out = self._buffer("tile", (blas.round_up(count, 96), width), np.float32)
+        out = self.workers.buffer("tile", (blas.round_up(count, 96), width), np.float32)
         tile = source.tile(rows, panel, out)
         tile += np.float32(3.0)
         return tile.view(np.int32)[:count, source.pad : source.pad + m]
 
-    def _blocks(self, n: int) -> list[slice]:
+    def blocks(self, n: int) -> list[slice]:
         return [slice(i, min(i + self.block_size, n)) for i in range(0, n, self.block_size)]
 
     def _find_top(self) -> None:
@@ -203,15 +98,15 @@ class NumpyBackend:
 
             def work(j: slice, source: Features = source) -> float:
                 panel, m, least = source.panel(j), j.stop - j.start, 0.0
-                for i in self._blocks(len(source.rows)):
-                    out = self._buffer(
+                for i in self.blocks(len(source.rows)):
+                    out = self.workers.buffer(
                         "tile", (blas.round_up(i.stop - i.start, 96), source.width(m)), np.float32
                     )
                     tile = source.tile(i, panel, out)[: i.stop - i.start, source.pad : source.pad + m]
                     least = min(least, float(tile.min()))
                 return least
 
-            lowest += self._run(work, self._blocks(self.n))
+            lowest += self.workers.run(work, self.blocks(self.n))
             self.pairs += len(source.rows) * self.n
         self.pool.top = -min(lowest)
 
@@ -238,7 +133,7 @@ class NumpyBackend:
         return int((values * low).sum()) + (int((values * high).sum()) << LIMB)
 
     def raise_level(self, level: np.ndarray, cols: np.ndarray) -> None:
-        panels = [cols[p] for p in self._blocks(len(cols))]
+        panels = [cols[p] for p in self.blocks(len(cols))]
         prepared = [(self.source.panel(c), len(c)) for c in panels]
 
         def work(i: slice) -> None:
@@ -246,7 +141,7 @@ class NumpyBackend:
                 raw = self._quantised(self.source, i, i.stop - i.start, panel, self.source.width(m), m)
                 np.maximum(level[i], raw.max(axis=1), out=level[i])
 
-        self._run(work, self._blocks(self.r))
+        self.workers.run(work, self.blocks(self.r))
         self.pairs += self.r * len(cols)
 
     def row_max(self) -> np.ndarray:
@@ -254,12 +149,12 @@ class NumpyBackend:
 
         def work(j: slice) -> np.ndarray:
             mine, panel, m = self.new_level(), self.source.panel(j), j.stop - j.start
-            for i in self._blocks(self.r):
+            for i in self.blocks(self.r):
                 raw = self._quantised(self.source, i, i.stop - i.start, panel, self.source.width(m), m)
                 np.maximum(mine[i], raw.max(axis=1), out=mine[i])
             return mine
 
-        for mine in self._run(work, self._blocks(self.n)):
+        for mine in self.workers.run(work, self.blocks(self.n), "sweep"):
             np.maximum(level, mine, out=level)
         self.pairs += self.r * self.n
         return level
@@ -272,8 +167,8 @@ class NumpyBackend:
 
     def _sweep(self, level: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray:
         """One pass over all pairs, reduced over i; a symmetric tile above the diagonal serves both its sides."""
-        source, blocks = self.source, self._blocks(self.n)
-        rows = self._blocks(self.r)
+        source, blocks = self.source, self.blocks(self.n)
+        rows = self.blocks(self.r)
         out = np.zeros(self.n, np.int64)
         lock = threading.Lock()
 
@@ -293,7 +188,7 @@ class NumpyBackend:
                     out[rows[at]] += sums
 
         order = range(len(blocks) - 1, -1, -1) if source.symmetric else range(len(blocks))
-        self._run(work, order)
+        self.workers.run(work, order, "sweep")
         self.pairs += self.n * (self.n + 1) // 2 if source.symmetric else self.r * self.n
         return out
 
@@ -306,7 +201,7 @@ class NumpyBackend:
         floor = level[i]
         transposed = not raw.flags.c_contiguous and raw.strides[0] < raw.strides[1]
         shape = raw.shape[::-1] if transposed else raw.shape
-        lifted = self._buffer("lifted", shape, np.int32)
+        lifted = self.workers.buffer("lifted", shape, np.int32)
         lifted = lifted.T if transposed else lifted
         np.maximum(raw, floor[:, None], out=lifted)
         if weights is None:
@@ -330,9 +225,27 @@ class NumpyBackend:
             tile += np.float32(3.0)
             return self._reduce(raw[i], level, i, weights)
 
-        sums = self._run(work, self._blocks(self.r))
+        sums = self.workers.run(work, self.blocks(self.r))
         self.pairs += self.r * m
         return Kept(raw[: self.r], np.sum(sums, axis=0, dtype=np.int64), weights)
+
+    def estimate_survivors(self, level: np.ndarray) -> float:
+        """About how many pairs have q_ij > level_i: counted on evenly spaced rows."""
+        rows = np.unique(np.linspace(0, self.r - 1, min(self.r, SAMPLE)).astype(np.int64))
+
+        def work(j: slice) -> int:
+            m = j.stop - j.start
+            raw = self._quantised(self.source, rows, len(rows), self.source.panel(j), self.source.width(m), m)
+            return int(np.count_nonzero(raw > level[rows, None]))
+
+        self.pairs += len(rows) * self.n
+        return sum(self.workers.run(work, self.blocks(self.n))) * self.r / len(rows)
+
+    def survivors(self, level: np.ndarray, weights: np.ndarray | None = None) -> Survivors:
+        """All pairs with q_ij > level_i, stored by column: one sweep, half of one where rows are candidates."""
+        whole = None if weights is None else weights[0].astype(np.int64) + (weights[1].astype(np.int64) << LIMB)
+        self.pairs += self.n * (self.n + 1) // 2 if self.source.symmetric else self.r * self.n
+        return survivors(self, level, whole)
 
     def accept(self, kept: Kept, b: int, level: np.ndarray) -> None:
         """Raise the level by kept column b; every kept excess loses what lay between the old level and the new."""
@@ -352,7 +265,7 @@ class NumpyBackend:
             return _weighted(rows, kept.weights[:, changed[part]])
 
         starts = range(0, len(changed), ROWS)
-        for loss in self._run(work, starts) if len(changed) > 16 * ROWS else map(work, starts):
+        for loss in self.workers.run(work, starts) if len(changed) > 16 * ROWS else map(work, starts):
             kept.excess -= loss
         level[changed] = new
 
@@ -369,7 +282,7 @@ class NumpyBackend:
                 raw = self._quantised(source, rows, len(rows), panel, source.width(m), m)
                 np.subtract(raw, BASE, out=out[start : start + len(rows), j])
 
-        self._run(work, self._blocks(len(b)))
+        self.workers.run(work, self.blocks(len(b)))
         self.pairs += len(a) * len(b)
         return out
 
@@ -382,7 +295,7 @@ class NumpyBackend:
         return out
 
     def nearest(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        panels = [(p.start, self.source.panel(cols[p]), p.stop - p.start) for p in self._blocks(len(cols))]
+        panels = [(p.start, self.source.panel(cols[p]), p.stop - p.start) for p in self.blocks(len(cols))]
         where, value = np.zeros(self.r, np.int64), np.full(self.r, np.iinfo(np.int32).min, np.int32)
 
         def work(i: slice) -> None:
@@ -394,7 +307,7 @@ class NumpyBackend:
                 where[i][better] = at[better] + start
                 value[i][better] = best[better]
 
-        self._run(work, self._blocks(self.r))
+        self.workers.run(work, self.blocks(self.r))
         self.pairs += self.r * len(cols)
         return where, value
 

@@ -21,6 +21,7 @@ class Batch(Protocol):
 
     gains: np.ndarray  # (m,) float64
 
+    def narrow(self, positions: np.ndarray) -> None: ...  # go on with these candidates alone, in this order
     def accept(self, b: int) -> None: ...  # commit the candidate at position b and refresh `gains`
 
 
@@ -37,10 +38,22 @@ class State(Protocol):
     max_batch: int  # candidates that evaluate() can take at once
 
     def gains(self) -> np.ndarray: ...  # (n,) float64, fresh gains of all candidates
+    def bounds(self) -> tuple[np.ndarray, bool]: ...  # (n,) upper bounds on the gains now; True if they are the gains
+    def improve(self) -> tuple[np.ndarray, bool] | None: ...  # better bounds, where work since has made them cheap
     def evaluate(self, cols: np.ndarray) -> Batch: ...  # cols (m,) int64, distinct
     def add(self, cols: np.ndarray) -> None: ...  # commit rows in this order
     def value(self) -> float: ...  # f(S)
     def total(self) -> float: ...  # f(V), what choosing everything would give; ValueError if not monotone
+
+
+class Eager:
+    """What states have whose gains are cheap: bounds are gains, and there is nothing to improve."""
+
+    def bounds(self) -> tuple[np.ndarray, bool]:
+        return self.gains(), True
+
+    def improve(self) -> None:
+        return None
 
 
 class Ground:

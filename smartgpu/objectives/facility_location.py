@@ -7,10 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from smartgpu.backends import QUANTUM
 from smartgpu.objectives.base import Ground, Objective, per_row
-from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
+from smartgpu.objectives.linear import LinearFeatures
+from smartgpu.similarity import Dot, Geometry, Matrix, Precomputed, Similarity
 
 WEIGHT_BITS = 39  # sum of integer weights < 2^39, times 2^22 quanta, stays below 2^62
+START_AFTER = 0.04  # sweeps of dense work after which survivors are thought of
+MOST_SHARE = 0.25  # of all pairs: with more survivors than that, dense work is cheaper
+BYTES_PER_PAIR = 10.5  # of survivors while they are built: 8 stored, and a quarter of them held twice
+SPARSE_BATCH = 1 << 22  # pairs read for one batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,12 @@ class FacilityLocation(Objective):
 
 
 class FacilityLocationState:
-    """Levels and exact integer excesses; scale turns them into gains."""
+    """Levels and exact integer excesses; `scale` turns them into gains.
+
+    Work goes from dense to sparse. At first columns are computed as they are asked for, the search for them led by cheap
+    bounds. As soon as that has cost a share of a sweep, and the pairs that can still matter fit the memory, these
+    survivors are stored, and there is no dense work after that.
+    """
 
     slack = 0.0
     margin = 0.0
@@ -73,25 +84,74 @@ class FacilityLocationState:
         self.backend = ground.backend(spec.represented)
         self.n = ground.n
         self.scale = self.backend.quantum
-        self.weights = None
+        self.weights = self.whole = None
         if spec.weights is not None:
             power = WEIGHT_BITS - int(np.ceil(np.log2(spec.weights.sum()))) - 1
-            whole = np.rint(np.ldexp(spec.weights, power)).astype(np.int64)
-            self.weights = self.backend.new_weights(whole)
+            self.whole = np.rint(np.ldexp(spec.weights, power)).astype(np.int64)
+            self.weights = self.backend.new_weights(self.whole)
             self.scale *= float(np.ldexp(1.0, -power))
         self.level = self.backend.new_level()
-        self.max_batch = self.backend.max_batch()
+        self.sparse: Any = None  # the survivors, once stored
+        self.cheap = None
+        if ground.kind.affine is not None:
+            self.cheap = CheapBounds(ground.geometry(spec.represented), self.whole)
+        self.picks = self.compacted = 0
+        self.spent = 0.0  # dense work since bounds were last fresh, in sweeps
+        self.next_check = START_AFTER
+        self.bounded = -1  # picks at the last cheap bounds
         # s_ii is the largest similarity of row i, but for a dot product or a matrix of the user's
         self._own_is_best = self.backend.same and not isinstance(ground.kind, (Dot, Precomputed))
 
+    @property
+    def max_batch(self) -> int:
+        if self.sparse is None:
+            return self.backend.max_batch()
+        return int(np.clip(SPARSE_BATCH // max(len(self.sparse) // self.n, 1), 256, 8192))
+
     def gains(self) -> np.ndarray:
+        if self.sparse is not None:
+            return self.sparse.excess(self.level) * self.scale
         return self.backend.excess(self.level, self.weights) * self.scale
 
+    def bounds(self) -> tuple[np.ndarray, bool]:
+        if self.cheap is None or self.sparse is not None:
+            return self.gains(), True
+        self.bounded = self.picks
+        return self.cheap(self.backend.level_values(self.level)) * self.scale, False
+
+    def improve(self) -> tuple[np.ndarray, bool] | None:
+        if self.sparse is not None:
+            if self.picks >= 2 * max(self.compacted, 1):
+                self.sparse.compact(self.level)
+                self.compacted = self.picks
+            return None
+        if self.spent >= self.next_check:
+            if self._fits():
+                self.sparse = self.backend.survivors(self.level, self.weights)
+                self.compacted = self.picks
+                return self.gains(), True
+            self.next_check = 2 * self.spent
+            if self.cheap is not None:  # many picks to come before survivors fit: exact bounds are worth a sweep
+                self.cheap = None
+                return self.gains(), True
+        if self.cheap is not None and self.picks > self.bounded:
+            return self.bounds()
+        return None
+
+    def _fits(self) -> bool:
+        pairs = self.backend.estimate_survivors(self.level)
+        few = pairs <= MOST_SHARE * self.backend.r * self.n or self.backend.r * self.n <= 1 << 22
+        return few and BYTES_PER_PAIR * pairs <= self.backend.memory
+
     def evaluate(self, cols: np.ndarray) -> FacilityLocationBatch:
+        if self.sparse is None:
+            self.spent += len(cols) / self.n
         return FacilityLocationBatch(self, cols)
 
     def add(self, cols: np.ndarray) -> None:
-        self.backend.raise_level(self.level, cols)
+        if len(cols):
+            self.backend.raise_level(self.level, cols)
+            self.picks += len(cols)
 
     def value(self) -> float:
         return self.backend.level_sum(self.level, self.weights) * self.scale
@@ -102,18 +162,69 @@ class FacilityLocationState:
 
     def total(self) -> float:
         if self._own_is_best:
-            own = np.maximum(self.backend.diagonal(), 0)
-            weights = self.weights
-            return self.backend.level_sum(self.backend.level_from(own), weights) * self.scale
+            own = self.backend.level_from(np.maximum(self.backend.diagonal(), 0))
+            return self.backend.level_sum(own, self.weights) * self.scale
         return self.backend.level_sum(self.backend.row_max(), self.weights) * self.scale
 
 
 class FacilityLocationBatch:
     def __init__(self, state: FacilityLocationState, cols: np.ndarray):
-        self.state = state
-        self.kept = state.backend.keep(state.level, cols, state.weights)
+        self.state, self.positions = state, np.arange(len(cols))
+        self.sparse = state.sparse is not None
+        if self.sparse:
+            self.kept = state.sparse.keep(state.level, cols)
+        else:
+            self.kept = state.backend.keep(state.level, cols, state.weights)
         self.gains = self.kept.excess * state.scale
 
+    def narrow(self, positions: np.ndarray) -> None:
+        if self.sparse:
+            self.kept = self.state.sparse.narrow(self.kept, positions)
+        else:
+            self.positions = self.positions[positions]
+        self.gains = self.gains[positions]
+
     def accept(self, b: int) -> None:
-        self.state.backend.accept(self.kept, b, self.state.level)
-        np.multiply(self.kept.excess, self.state.scale, out=self.gains)
+        state = self.state
+        owner = state.sparse if self.sparse else state.backend
+        owner.accept(self.kept, int(b if self.sparse else self.positions[b]), state.level)
+        state.picks += 1
+        excess = self.kept.excess if self.sparse else self.kept.excess[self.positions]
+        self.gains = excess * state.scale
+
+
+class CheapBounds:
+    """Upper bounds on all excesses from second moments, without a sweep, for s = a x.y + b.
+
+    With u_ij = s_ij - level_i and W = sum w:  sum_i w_i max(u_ij, 0) <= (sum_i w_i u_ij + sqrt(W sum_i w_i u_ij^2)) / 2
+    by Cauchy-Schwarz, and both sums come from X'WX, X'w and X'(w level). O(n d^2) once, O(n d) per level.
+    The similarities of the engine differ from the real ones by rounding: `error` per pair, proven, is added.
+    """
+
+    def __init__(self, geometry: Geometry, weights: np.ndarray | None):
+        self.a, self.b = geometry.kind.affine
+        self.rows, self.x = geometry.rows, LinearFeatures(geometry.x)
+        r, d = self.rows.shape
+        self.w = np.ones(r) if weights is None else weights.astype(np.float64)
+        self.total = self.w.sum()
+        self.error = 2.0**-23 + (d + 16) * 2.0**-23  # quantisation, and a float32 chain of d products
+        second = np.zeros((d, d))
+        for i in range(0, r, 4096):
+            y = self.rows[i : i + 4096].astype(np.float64)
+            second += y.T @ (y * self.w[i : i + 4096, None])
+        self.quadratic = self.a**2 * self.x.quadratic(second)
+
+    def __call__(self, level: np.ndarray) -> np.ndarray:
+        """(n,) float64 bounds on the excesses in quanta, at this level (r,) in quanta."""
+        shift = self.b - level * QUANTUM
+        first, cross = np.zeros(self.rows.shape[1]), np.zeros(self.rows.shape[1])
+        for i in range(0, len(self.rows), 4096):
+            part = slice(i, i + 4096)
+            y, w = self.rows[part].astype(np.float64), self.w[part]
+            first += w @ y
+            cross += (w * shift[part]) @ y
+        along = self.x.times(np.stack([self.a * first, 2 * self.a * cross], axis=1))
+        linear = along[:, 0] + (self.w * shift).sum()
+        squares = self.quadratic + along[:, 1] + (self.w * shift**2).sum()
+        bound = (linear + np.sqrt(self.total * np.maximum(squares, 0))) / 2
+        return (bound + self.total * self.error) / QUANTUM * (1 + 1e-9)

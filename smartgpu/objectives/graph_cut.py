@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from smartgpu.objectives.base import Ground, Objective, State
+from smartgpu.objectives.base import Eager, Ground, Objective, State
 from smartgpu.objectives.linear import LinearFeatures
 from smartgpu.similarity import Matrix, Similarity
 
@@ -62,7 +62,7 @@ def need_square(x: Matrix, what: str) -> None:
         raise ValueError(f"{what} needs candidate x candidate similarities: a square matrix, got {x.shape}")
 
 
-class LinearGraphCut:
+class LinearGraphCut(Eager):
     """s = unit (a x.y + b): the gains are one product of the features with a vector, in float64; nothing n x n.
 
     v = a (sum_i rows_i - 2 lam sum_{i in S} x_i); gain_j = unit (x_j.v + b (r - 2 lam |S|) - lam (a |x_j|^2 + b)).
@@ -113,7 +113,7 @@ class LinearGraphCut:
         return float(self.unit * (joint - self.lam * inside))
 
 
-class GeneralGraphCut:
+class GeneralGraphCut(Eager):
     """Any kind: integer totals from one sweep, and per candidate the similarity to the picks it has seen."""
 
     margin = 0.0
@@ -195,6 +195,9 @@ class _Refreshed:
     def __init__(self, state: LinearGraphCut | GeneralGraphCut, cols: np.ndarray):
         self.state, self.cols = state, cols
         self.gains = state._gains(cols)
+
+    def narrow(self, positions: np.ndarray) -> None:
+        self.cols, self.gains = self.cols[positions], self.gains[positions]
 
     def accept(self, b: int) -> None:
         self.state.add(self.cols[b : b + 1])

@@ -25,11 +25,24 @@ class LinearFeatures:
             yield slice(i, i + BLOCK), self.x[part].astype(np.float64)
 
     def times(self, v: np.ndarray, cols: np.ndarray | None = None) -> np.ndarray:
-        """x_j . v for all rows or for `cols`: (m,) float64. Never a gemv, whose bits depend on a row's place."""
-        out = np.empty(len(self.x) if cols is None else len(cols))
+        """x_j . v for all rows or for `cols`: (m,) float64. Never a gemv, whose bits depend on a row's place.
+
+        With v (d, q) all q products at once, (m, q), by a matrix product: for bounds, where the last bit is free.
+        """
+        out = np.empty((len(self.x) if cols is None else len(cols), *v.shape[1:]))
         for where, block in self._blocks(cols):
+            if v.ndim == 2:
+                out[where] = block @ v
+                continue
             block *= v
             out[where] = block.sum(axis=1)
+        return out
+
+    def quadratic(self, g: np.ndarray) -> np.ndarray:
+        """x_j' g x_j for all rows: (n,) float64, g (d, d)."""
+        out = np.empty(len(self.x))
+        for where, block in self._blocks(None):
+            out[where] = np.einsum("ij,ij->i", block @ g, block)
         return out
 
     def squares(self) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from smartgpu.objectives.base import Ground, Objective
+from smartgpu.objectives.base import Eager, Ground, Objective
 from smartgpu.objectives.graph_cut import need_square, nonnegative
 from smartgpu.objectives.linear import Wide
 from smartgpu.similarity import Matrix, Similarity
@@ -56,7 +56,7 @@ def _mean_square(ground: Ground) -> float:
     return geometry.unit * (a * squares / max(len(x), 1) + b)
 
 
-class LogDetState:
+class LogDetState(Eager):
     """What both forms share: residuals are kept per distinct row, so that equal rows tie exactly.
 
     residual[u] is that of distinct row u after stamp[u] picks; it only falls, so a stale one is a bound.
@@ -285,6 +285,9 @@ class LogDetBatch:
     def __init__(self, state: LogDetState, cols: np.ndarray):
         self.state, self.cols = state, cols
         self.gains = state.refresh(cols)
+
+    def narrow(self, positions: np.ndarray) -> None:
+        self.cols, self.gains = self.cols[positions], self.gains[positions]
 
     def accept(self, b: int) -> None:
         self.state.accept(int(self.cols[b]), self.cols)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from smartgpu.objectives.base import Ground, Objective, per_row
+from smartgpu.objectives.base import Eager, Ground, Objective, per_row
 from smartgpu.similarity import Matrix, Similarity
 
 
@@ -31,7 +31,7 @@ class Modular(Objective):
         return ModularState(self.scores)
 
 
-class ModularState:
+class ModularState(Eager):
     slack = 0.0
     margin = 0.0
 
@@ -61,6 +61,9 @@ class ModularState:
 class ModularBatch:
     def __init__(self, state: ModularState, cols: np.ndarray):
         self.state, self.cols, self.gains = state, cols, state.scores[cols]
+
+    def narrow(self, positions: np.ndarray) -> None:
+        self.cols, self.gains = self.cols[positions], self.gains[positions]
 
     def accept(self, b: int) -> None:
         self.state.chosen.append(int(self.cols[b]))

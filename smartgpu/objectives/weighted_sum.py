@@ -50,10 +50,27 @@ class WeightedSumState:
         self.terms, self.n = terms, n
         self.slack = sum(c * s.slack for c, s in terms)
         self.margin = sum(c * s.margin for c, s in terms)
-        self.max_batch = min((s.max_batch for _, s in terms), default=n)
+
+    @property
+    def max_batch(self) -> int:
+        return min((s.max_batch for _, s in self.terms), default=self.n)
 
     def gains(self) -> np.ndarray:
         return _sum([(c, s.gains()) for c, s in self.terms], self.n)
+
+    def bounds(self) -> tuple[np.ndarray, bool]:
+        return self._combine([state.bounds() for _, state in self.terms])
+
+    def improve(self) -> tuple[np.ndarray, bool] | None:
+        """Bounds again as soon as one term has better ones; the others give those they have at hand."""
+        better = [state.improve() for _, state in self.terms]
+        if all(b is None for b in better):
+            return None
+        return self._combine([b or state.bounds() for b, (_, state) in zip(better, self.terms, strict=True)])
+
+    def _combine(self, parts: list[tuple[np.ndarray, bool]]) -> tuple[np.ndarray, bool]:
+        values = [(c, value) for (c, _), (value, _) in zip(self.terms, parts, strict=True)]
+        return _sum(values, self.n), all(fresh for _, fresh in parts)
 
     def evaluate(self, cols: np.ndarray) -> WeightedSumBatch:
         return WeightedSumBatch([(c, s.evaluate(cols)) for c, s in self.terms], len(cols))
@@ -73,6 +90,11 @@ class WeightedSumBatch:
     def __init__(self, terms: list[tuple[float, Batch]], m: int):
         self.terms, self.m = terms, m
         self.gains = _sum([(c, b.gains) for c, b in terms], m)
+
+    def narrow(self, positions: np.ndarray) -> None:
+        for _, batch in self.terms:
+            batch.narrow(positions)
+        self.m, self.gains = len(positions), self.gains[positions]
 
     def accept(self, b: int) -> None:
         for _, batch in self.terms:

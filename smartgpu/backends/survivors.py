@@ -1,0 +1,231 @@
+"""Survivors: the exact sparse tail of facility location.
+
+The level never falls, so after some picks only pairs with q_ij > level_i can ever add to a later gain. They are few and
+get fewer. Stored by column (8 bytes a pair), they give every later gain without any dense work.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smartgpu.backends.tiles import BASE
+from smartgpu.backends.workers import Workers
+
+if TYPE_CHECKING:
+    from smartgpu.backends.numpy import NumpyBackend
+
+TASK = 1 << 19  # pairs worked on at a time by one thread
+PAIR = 8  # bytes stored per pair
+
+
+@dataclass
+class SparseKept:
+    """Fresh excesses of some columns; after narrow() the pairs of those that remain, one column after the other."""
+
+    cols: np.ndarray
+    excess: np.ndarray
+    rows: np.ndarray | None = None
+    raw: np.ndarray | None = None
+    ends: np.ndarray | None = None
+
+
+class Survivors:
+    """Pairs by column: those of candidate j are rows[ptr[j]:ptr[j + 1]], raw[...]. ptr (n + 1,) int64."""
+
+    def __init__(self, ptr: np.ndarray, rows: np.ndarray, raw: np.ndarray, weights: np.ndarray | None, workers: Workers):
+        self.ptr, self.rows, self.raw, self.weights, self.workers = ptr, rows, raw, weights, workers
+
+    def __len__(self) -> int:
+        return int(self.ptr[-1])
+
+    def excess(self, level: np.ndarray) -> np.ndarray:
+        """(n,) int64: exact excesses of all candidates."""
+        out = np.empty(len(self.ptr) - 1, np.int64)
+
+        def work(part: tuple[int, int]) -> None:
+            first, last = part
+            pairs = slice(int(self.ptr[first]), int(self.ptr[last]))
+            over = self._over(self.rows[pairs], self.raw[pairs], level)
+            out[first:last] = _sums(over, self.ptr[first + 1 : last + 1] - self.ptr[first])
+
+        self.workers.run(work, self._parts())
+        return out
+
+    def keep(self, level: np.ndarray, cols: np.ndarray) -> SparseKept:
+        """Fresh excesses of m columns."""
+        lengths = self.ptr[cols + 1] - self.ptr[cols]
+        bounds = _split(np.cumsum(lengths))
+        out = np.empty(len(cols), np.int64)
+
+        def work(part: tuple[int, int]) -> None:
+            first, last = part
+            rows, raw, ends = self._gather(cols[first:last])
+            out[first:last] = _sums(self._over(rows, raw, level), ends)
+
+        self.workers.run(work, bounds) if len(bounds) > 1 else [work(part) for part in bounds]
+        return SparseKept(cols, out)
+
+    def narrow(self, kept: SparseKept, positions: np.ndarray) -> SparseKept:
+        """The kept columns at these positions, with their pairs at hand: what accept() needs."""
+        cols = kept.cols[positions]
+        return SparseKept(cols, kept.excess[positions], *self._gather(cols))
+
+    def accept(self, kept: SparseKept, b: int, level: np.ndarray) -> None:
+        """Raise the level by kept column b, and bring the kept excesses up to date."""
+        pairs = slice(int(kept.ends[b - 1]) if b else 0, int(kept.ends[b]))
+        rows, raw = kept.rows[pairs], kept.raw[pairs]
+        level[rows] = np.maximum(level[rows], raw)
+        kept.excess = _sums(self._over(kept.rows, kept.raw, level), kept.ends)
+
+    def compact(self, level: np.ndarray) -> None:
+        """Drop the pairs that no longer rise above the level, in place: never more memory than before."""
+        parts = self._parts()
+        ptr = np.zeros_like(self.ptr)
+
+        def work(part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            first, last = part
+            pairs = slice(int(self.ptr[first]), int(self.ptr[last]))
+            rows, raw = self.rows[pairs], self.raw[pairs]
+            alive = raw > level.take(rows)
+            ends = np.cumsum(alive, dtype=np.int64)
+            at = self.ptr[first + 1 : last + 1] - self.ptr[first]
+            return np.compress(alive, rows), np.compress(alive, raw), _at(ends, at)
+
+        end = 0
+        step = 4 * self.workers.threads
+        for start in range(0, len(parts), step):  # results lie at or before what they were read from
+            group = parts[start : start + step]
+            for (first, last), (rows, raw, ends) in zip(group, self.workers.run(work, group), strict=True):
+                self.rows[end : end + len(rows)] = rows
+                self.raw[end : end + len(raw)] = raw
+                ptr[first + 1 : last + 1] = end + ends
+                end += len(rows)
+        self.ptr = ptr
+        self.rows.resize(end, refcheck=False)
+        self.raw.resize(end, refcheck=False)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        return _split(self.ptr[1:])
+
+    def _gather(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows and raw values of the columns, one after the other, and where each ends."""
+        starts, ends = self.ptr[cols], np.cumsum(self.ptr[cols + 1] - self.ptr[cols])
+        lengths = np.diff(ends, prepend=0)
+        at = np.repeat(starts - ends + lengths, lengths)
+        at += np.arange(len(at))
+        return self.rows.take(at), self.raw.take(at), ends
+
+    def _over(self, rows: np.ndarray, raw: np.ndarray, level: np.ndarray) -> np.ndarray:
+        over = raw - level.take(rows)
+        np.maximum(over, 0, out=over)
+        return over if self.weights is None else over * self.weights.take(rows)
+
+
+def _split(ends: np.ndarray) -> list[tuple[int, int]]:
+    """Cut columns, given the running count of pairs, into runs of about TASK pairs: [(first, last), ...]."""
+    if not len(ends):
+        return []
+    cuts = np.searchsorted(ends, np.arange(TASK, int(ends[-1]), TASK)) + 1
+    edges = np.unique(np.concatenate([[0], cuts, [len(ends)]]))
+    return [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _sums(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Sums of runs that end at `ends`, exact: int64 wraps in the running sum, not in the differences."""
+    return np.diff(_at(np.cumsum(values, dtype=np.int64), ends), prepend=0)
+
+
+def _at(running: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The running sum after each end; 0 at the start."""
+    if not len(running):
+        return np.zeros(len(ends), np.int64)
+    return np.where(ends > 0, running[np.maximum(ends - 1, 0)], 0)
+
+
+def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | None) -> Survivors:
+    """Build from tiles: one stripe of candidates after the other, its pairs appended when its last tile is done.
+
+    Where rows are candidates, tile (I, J), I <= J, gives the pairs of candidates I with rows J and of J with rows I.
+    """
+    source, n = backend.source, backend.n
+    stripes, rows = backend.blocks(n), backend.blocks(backend.r)
+    pending: dict[int, list] = defaultdict(list)
+    store = _Store(n, max(1 << 16, int(1.15 * backend.estimate_survivors(level))))
+    ready: tuple[slice, list] | None = None
+
+    def stripe_work(s: int, stripe: slice, panel: object) -> None:
+        m = stripe.stop - stripe.start
+
+        def work(at: int) -> None:
+            if at < 0:  # the stripe before goes to its place meanwhile
+                store.append(*ready)
+                return
+            i = rows[at]
+            raw = np.ascontiguousarray(backend.raw_tile(i, panel, m))
+            pending[s].append((i.start, *_by_candidate(raw, level[i], i.start)))
+            if source.symmetric and at > s:  # s_ij = s_ji: the same tile, candidates I, rows of the stripe
+                pending[at].append((stripe.start, *_by_row(raw, level[stripe], stripe.start)))
+
+        tiles = range(s if source.symmetric else 0, len(rows))
+        for at in (s, *tiles):
+            pending[at]  # the lists exist before threads append to them
+        backend.workers.run(work, tiles if ready is None else [-1, *tiles])
+
+    for s, stripe in enumerate(stripes):
+        stripe_work(s, stripe, source.panel(stripe))
+        ready = stripe, sorted(pending.pop(s), key=lambda chunk: chunk[0])
+    store.append(*ready)
+    return Survivors(*store.finish(), weights, backend.workers)
+
+
+def _by_candidate(raw: np.ndarray, level: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Survivors of a tile (rows, candidates), candidate by candidate: counts per candidate, rows, raw values."""
+    alive = np.ascontiguousarray((raw > level[:, None]).T)
+    counts = np.count_nonzero(alive, axis=1)
+    at = np.flatnonzero(alive)
+    candidate = np.repeat(np.arange(len(alive)), counts)
+    row = at - candidate * alive.shape[1]
+    return counts, (row + start).astype(np.int32), raw.take(row * raw.shape[1] + candidate)
+
+
+def _by_row(raw: np.ndarray, level: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of a tile (candidates, rows)."""
+    alive = raw > level
+    counts = np.count_nonzero(alive, axis=1)
+    at = np.flatnonzero(alive)
+    row = at - np.repeat(np.arange(len(alive)) * alive.shape[1], counts)
+    return counts, (row + start).astype(np.int32), raw.take(at)
+
+
+class _Store:
+    """Pairs in candidate order, appended stripe by stripe; grows where the estimate was short."""
+
+    def __init__(self, n: int, capacity: int):
+        self.ptr = np.zeros(n + 1, np.int64)
+        self.rows, self.raw = np.empty(capacity, np.int32), np.empty(capacity, np.int32)  # pages come when written
+        self.end = 0
+
+    def append(self, stripe: slice, chunks: list) -> None:
+        counts = [chunk[1] for chunk in chunks]
+        total = np.sum(counts, axis=0, dtype=np.int64)
+        ends = self.end + np.cumsum(total)
+        if int(ends[-1]) > len(self.rows):
+            for held in (self.rows, self.raw):
+                held.resize(int(1.2 * ends[-1]) + 1024, refcheck=False)
+        fill = ends - total
+        for count, (_, _, rows, raw) in zip(counts, chunks, strict=True):
+            at = np.repeat(fill - np.cumsum(count) + count, count)
+            at += np.arange(len(at))
+            self.rows[at], self.raw[at] = rows, raw
+            fill = fill + count
+        self.ptr[stripe.start + 1 : stripe.stop + 1] = ends
+        self.end = int(ends[-1])
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.rows.resize(self.end, refcheck=False)
+        self.raw.resize(self.end, refcheck=False)
+        return self.ptr, self.rows, self.raw
