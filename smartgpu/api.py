@@ -23,6 +23,7 @@ from smartgpu.options import Options, make_options
 from smartgpu.selection import Assignment, Selection
 from smartgpu.similarity import Matrix, Precomputed, Similarity, as_similarity
 from smartgpu.version import __version__
+from smartgpu.workers import one_thread
 
 
 def select(
@@ -121,7 +122,7 @@ def _select(X, k, objective, similarity, options, coverage, given, exclude, repo
         base = state.value() if len(taken) else 0.0
         until = None if coverage is None else float(coverage) * state.total()
         state.add(before)
-    with clock("select"), _progress(options, count, report) as tell:
+    with clock("select"), one_thread(), _progress(options, count, report) as tell:
         picker = Picker(Constraint(job.n, count, barred), base, until, tell)
         for j, gain in zip(before, before_gains, strict=True):
             picker.take(int(j), float(gain))

@@ -139,10 +139,20 @@ def _level(quiet: bool | None, verbose: bool | None) -> int:
     return logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
 
 
+class _Lines(logging.StreamHandler):
+    """Log lines that push a progress bar down instead of running into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
 @contextmanager
 def _logging(shown: int) -> Iterator[logging.Handler]:
     """smartgpu's log lines on stderr, for as long as the command runs."""
-    handler, level = logging.StreamHandler(sys.stderr), log.level
+    handler, level = _Lines(sys.stderr), log.level
     handler.setFormatter(logging.Formatter("smartgpu: %(message)s"))
     handler.setLevel(shown)
     log.setLevel(logging.DEBUG)
@@ -188,7 +198,7 @@ def _show(pool: Any, selection: Any, text: list[str] | None) -> None:
     for at, row in enumerate(pool.rows(selection.indices[:SHOWN])):
         words = " ".join(filter(None, (_words(row.get(name)) for name in fields)))
         words = words if len(words) <= WIDTH else words[: WIDTH - 3] + "..."
-        print(f"  {at:>5} {selection.indices[at]:>8} {selection.gains[at]:>10.4g}  {words}")
+        print(f"  {at:>5} {selection.indices[at]:>8} {selection.gains[at]:>10.5g}  {words}")
     if selection.k > SHOWN:
         print(f"  {'...':>5} {'':>8} {'...':>10}")
 
@@ -246,9 +256,10 @@ def _compare(done: Any, config: Config) -> None:
     counts = [len(set(tasks[rows].tolist())) for rows in (done.selection.indices, drawn)]
     shares = [f"{e.coverage:.1%}" if e.coverage else f"{e.value:.4g}" for e in (ours, theirs)]
     what = "coverage of the pool" if ours.coverage else "f(S)"
-    print(f"\n{'':14}{what}   tasks, of {len(set(tasks.tolist()))}")
+    counted = f"tasks of {len(set(tasks.tolist()))}"
+    print(f"\n{'':13}  {what}  {counted}")
     for name, share, count in zip(("these rows", "random rows"), shares, counts, strict=True):
-        print(f"  {name:<12}{share:>{len(what)}}   {count:>5}")
+        print(f"  {name:<11}  {share:>{len(what)}}  {count:>{len(counted)}}")
 
 
 if __name__ == "__main__":

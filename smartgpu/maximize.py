@@ -19,8 +19,6 @@ CLOSED = -np.inf
 LOWEST = np.finfo(
     np.float64
 ).min  # a gain of -inf that may still be picked (the objective then explains itself)
-FIRST_BATCH = 64
-NARROW = 32  # candidates of a batch that stay in the race after evaluation
 
 
 class Order:
@@ -104,74 +102,111 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
     """
     constraint, run = picker.constraint, picker.run
     known = Bounds(state, constraint)
-    size = FIRST_BATCH
+    size = first = state.reach
     while not picker.done:
         known.improve()
-        outside = known.now()
-        cols = order.top(outside, min(size, state.max_batch))
+        cols = order.top(known.now(), min(size, state.max_batch))
+        better = state.screen(cols) if len(cols) > state.active else None
+        if better is not None:
+            known.lower(cols, better)
+            cols = order.top(known.now(), state.active)
         batch = state.evaluate(cols)
         run.evaluations += len(cols)
         known.set(cols, batch.gains)
-        if len(cols) > NARROW:  # most of a batch will not be picked: go on with its best
-            best = order.top(np.maximum(batch.gains, LOWEST), NARROW)
+        if len(cols) > state.active:  # most of a batch will not be picked: go on with its best
+            best = order.top(np.maximum(batch.gains, LOWEST), state.active)
             batch.narrow(best)
             cols = cols[best]
-        outside = known.now()
-        outside[cols] = CLOSED
-        rest = order.best(outside)
-        limit = float(outside[rest])
+        rest, limit = known.best_outside(cols, order)
         picks = 0
         while not picker.done:
             gains = np.where(constraint.open[cols], np.maximum(batch.gains, LOWEST), CLOSED)
             b = order.best(gains)
             gain, j = float(gains[b]), int(cols[b])
-            if gain == CLOSED or not order.beats(gain, j, limit + known.rise * picks, rest):
+            if gain == CLOSED or not order.beats(gain, j, limit + known.rise(picks), rest):
                 break
             batch.accept(b)
             picker.take(j, gain)
             picks += 1
-        known.set(cols, batch.gains, picks)
-        size = max(FIRST_BATCH, 2 * picks) if picks else 2 * size
+        if picks:
+            known.advance(picks)
+            known.set(cols, batch.gains)
+        size = max(first, 2 * picks) if picks else 2 * size
 
 
 class Bounds:
-    """Upper bounds on the gains of all candidates; closed ones are CLOSED."""
+    """Upper bounds on the gains of all candidates; CLOSED for closed ones.
+
+    A fresh gain is its own bound. Once stale it gets the margin, and slack for every pick since: as a key, to which
+    slack t is added after t picks, it never has to change.
+    """
 
     def __init__(self, state: State, constraint: Constraint):
         self.state, self.constraint = state, constraint
-        self.rise = state.slack + state.margin
-        self.t = 0  # picks so far
-        values, _ = state.bounds()
-        self.values = np.maximum(values, LOWEST)
-        self.values[~constraint.open] = CLOSED
-        self.age = np.zeros(state.n, np.int64)  # picks made when the bound was fresh
+        self.t = 0
+        self.keys = np.full(state.n, CLOSED)
+        self.fresh: list[tuple[np.ndarray, np.ndarray]] = []  # (candidates, gains) without a margin yet
+        self._reset(*state.bounds())
 
-    def improve(self) -> None:
-        better = self.state.improve()
-        if better is None:
-            return
-        values, fresh = better
-        values = np.maximum(values, LOWEST)
-        if fresh:
-            self.values, self.age[:] = values, self.t
-        else:
-            self.values, self.age[:] = np.minimum(self.now(), values), self.t
-        self.values[~self.constraint.open] = CLOSED
+    def _reset(self, bounds: np.ndarray, fresh: bool) -> None:
+        self.fresh = []
+        every = np.arange(len(bounds))
+        self.set(every, bounds)
+        if not fresh:
+            self._age()
 
     def now(self) -> np.ndarray:
-        """(n,) a copy of the bounds, with what a gain may have risen by since."""
-        if not self.rise:
-            return self.values.copy()
-        since = self.t - self.age
-        return self.values + np.where(since > 0, self.state.margin + self.state.slack * since, 0.0)
+        """(n,) the bounds; not to be kept."""
+        if not self.state.slack:
+            return self.keys
+        out = self.keys + self.state.slack * self.t
+        for cols, gains in self.fresh:  # exactly, not by way of a key
+            out[cols] = gains
+        return out
 
-    def set(self, cols: np.ndarray, gains: np.ndarray, picks: int = 0) -> None:
-        """Fresh gains of cols, `picks` picks later."""
-        self.t += picks
-        self.values[cols] = np.maximum(gains, LOWEST)
-        self.age[cols] = self.t
+    def improve(self) -> None:
+        """Take the state's better bounds, where it has some."""
+        better = self.state.improve()
+        if better is not None:
+            bounds, fresh = better
+            self._reset(bounds if fresh else np.minimum(bounds, self.now()), fresh)
+
+    def lower(self, cols: np.ndarray, bounds: np.ndarray) -> None:
+        """Better upper bounds of cols, now. For states without slack."""
+        self.keys[cols] = np.minimum(self.keys[cols], np.maximum(bounds, LOWEST))
+
+    def best_outside(self, cols: np.ndarray, order: Order) -> tuple[int, float]:
+        """The best candidate not among cols, and its bound."""
+        bounds = self.now()
+        held = bounds[cols]
+        bounds[cols] = CLOSED
+        rest = order.best(bounds)
+        limit = float(bounds[rest])
+        bounds[cols] = held
+        return rest, limit
+
+    def rise(self, picks: int) -> float:
+        """How much more than now a bound may be `picks` picks later."""
+        return self.state.margin + self.state.slack * picks if picks else 0.0
+
+    def advance(self, picks: int) -> None:
+        """That many picks were made: what was fresh is stale."""
         if picks:
-            self.values[cols[~self.constraint.open[cols]]] = CLOSED
+            self._age()
+            self.t += picks
+
+    def _age(self) -> None:
+        if self.state.margin:
+            for cols, _ in self.fresh:
+                self.keys[cols] += self.state.margin
+        self.fresh = []
+
+    def set(self, cols: np.ndarray, gains: np.ndarray) -> None:
+        """Fresh gains of cols, now."""
+        gains = np.where(self.constraint.open[cols], np.maximum(gains, LOWEST), CLOSED)
+        self.keys[cols] = gains - self.state.slack * self.t
+        if self.state.slack or self.state.margin:
+            self.fresh.append((cols, gains))
 
 
 def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, seed: int) -> None:

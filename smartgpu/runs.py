@@ -58,7 +58,7 @@ class Source:
         from smartgpu import embed
 
         model = embed._find(config.embedder)  # one that is not here is refused
-        self.origin |= {"model": model.name, "sha256": model.identity, "max_tokens": config.max_tokens}
+        self.origin |= {"model": model.name, "identity": model.identity, "max_tokens": config.max_tokens}
         return self.origin
 
     def vectors(self, config: Config, seconds: Seconds, progress: bool) -> np.ndarray:

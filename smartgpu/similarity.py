@@ -8,12 +8,15 @@ another.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
 
-BLOCK = 8192  # rows converted at a time: no float64 copy of a whole pool
+from smartgpu.workers import Workers
+
+BLOCK = 2048  # rows converted at a time: no float64 copy of a whole pool
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class ExpEuclidean(Similarity):
 
 @dataclass(frozen=True)
 class MaxMinusSqeuclidean(Similarity):
-    """s = M - |x - y|^2, M the largest squared distance of any pair (apricot's default; one more pass over all pairs)."""
+    """s = M - |x - y|^2, M the largest squared distance of any pair (apricot's default); one more pass over all pairs."""
 
     name: ClassVar[str] = "max_minus_sqeuclidean"
     positive_semidefinite: ClassVar[bool] = False
@@ -182,7 +185,7 @@ class Matrix:
 
 
 def map_dots(pool: Geometry, s: np.ndarray, squares: np.ndarray | None) -> None:
-    """Turn dot products into similarities, in place, in the dtype of s. squares is |x|^2 + |y|^2 where the kind needs it.
+    """Turn dot products into similarities, in place, in the dtype of s. squares: |x|^2 + |y|^2 where the kind needs it.
 
     With top unknown max_minus_sqeuclidean gives -D^2, whose smallest value is -M.
     """
@@ -213,45 +216,82 @@ def power_of_two(value: float) -> float:
     return float(np.ldexp(1.0, int(exponent) - (mantissa == 0.5)))
 
 
-def row_norms(x: np.ndarray) -> np.ndarray:
+def row_norms(x: np.ndarray, workers: Workers | None = None) -> np.ndarray:
     """|x_i| in float64, (n,), safe against overflow and underflow of the squares."""
     out = np.empty(len(x))
-    for i in range(0, len(x), BLOCK):
-        block = np.asarray(x[i : i + BLOCK], np.float64)
-        top = np.abs(block).max(axis=1, initial=0.0)
+
+    def work(i: int) -> None:
+        out[i : i + BLOCK] = _norms(_widen(x[i : i + BLOCK]))
+
+    _run(workers, work, len(x))
+    return out
+
+
+def _widen(x: np.ndarray) -> np.ndarray:
+    """float64, by way of float32 for float16: numpy converts that way much faster."""
+    return (x.astype(np.float32) if x.dtype == np.float16 else x).astype(np.float64)
+
+
+def _norms(block: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.einsum("ij,ij->i", block, block)
+    out = np.sqrt(squares)
+    unsafe = ~((squares > 1e-280) & (squares < 1e280))
+    if unsafe.any():
+        part = block[unsafe]
+        top = np.abs(part).max(axis=1)
         scale = np.where(top > 0, top, 1.0)
-        out[i : i + BLOCK] = np.sqrt(np.square(block / scale[:, None]).sum(axis=1)) * scale
+        out[unsafe] = np.sqrt(np.square(part / scale[:, None]).sum(axis=1)) * scale
     return out
 
 
-def _convert(x: np.ndarray, divide: np.ndarray | float, centre: np.ndarray | None) -> np.ndarray:
-    """(x - centre) / divide, row by row in float64, rounded once to float32."""
+def _normalise(x: np.ndarray, workers: Workers | None) -> np.ndarray:
+    """x_i / |x_i| in float64, rounded once to float32; a zero row stays zero."""
     out = np.empty(x.shape, np.float32)
-    for i in range(0, len(x), BLOCK):
-        block = np.asarray(x[i : i + BLOCK], np.float64)
-        if centre is not None:
-            block = block - centre
-        out[i : i + BLOCK] = block / (
-            divide[i : i + BLOCK, None] if isinstance(divide, np.ndarray) else divide
-        )
+
+    def work(i: int) -> None:
+        block = _widen(x[i : i + BLOCK])
+        norms = _norms(block)
+        np.divide(block, np.where(norms > 0, norms, 1.0)[:, None], out=out[i : i + BLOCK], casting="same_kind")
+
+    _run(workers, work, len(x))
     return out
 
 
-def prepare(kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None) -> Geometry:
+def _run(workers: Workers | None, work: Callable[[int], None], n: int) -> None:
+    (workers or Workers(1)).run(work, range(0, n, BLOCK))
+
+
+def _convert(x: np.ndarray, divide: float, centre: np.ndarray | None, workers: Workers | None) -> np.ndarray:
+    """(x - centre) / divide in float64, rounded once to float32."""
+    out = np.empty(x.shape, np.float32)
+
+    def work(i: int) -> None:
+        block = _widen(x[i : i + BLOCK])
+        if centre is not None:
+            block -= centre
+        np.divide(block, divide, out=out[i : i + BLOCK], casting="same_kind")
+
+    _run(workers, work, len(x))
+    return out
+
+
+def prepare(
+    kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None, workers: Workers | None = None
+) -> Geometry:
     """Features of candidates x (n, d) and represented rows (r, d; None: x itself) for a kind other than precomputed.
 
     Cosines are normalised in float64 and rounded once; distance kinds are centred on the candidates' mean (distances do
-    not change, cancellation does); dot is scaled by powers of two so that every |s| <= 1. O(n d) time.
+    not change, cancellation does); dot is scaled by a power of two so that every |s| <= 1. O(n d) time.
     """
     sets = [x] if rows is None else [x, rows]
     unit, gamma = 1.0, 0.0
     if isinstance(kind, (Cosine, CosineShifted, CosineSquared)):
-        norms = [row_norms(s) for s in sets]
-        out = [_convert(s, np.where(v > 0, v, 1.0), None) for s, v in zip(sets, norms, strict=True)]
+        out = [_normalise(s, workers) for s in sets]
     elif isinstance(kind, Dot):
-        scales = [power_of_two(row_norms(s).max(initial=0.0)) for s in sets]
-        unit = scales[0] * scales[-1]
-        out = [_convert(s, v, None) for s, v in zip(sets, scales, strict=True)]
+        scale = power_of_two(max(row_norms(s, workers).max(initial=0.0) for s in sets))
+        unit = scale * scale
+        out = [_convert(s, scale, None, workers) for s in sets]
     else:
         centre = np.zeros(x.shape[1])
         for i in range(0, len(x), BLOCK):
@@ -264,7 +304,7 @@ def prepare(kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None) -> 
                 max(row_norms(np.asarray(s, np.float64) - centre).max(initial=0.0) for s in sets)
             )
             unit = scale * scale
-        out = [_convert(s, scale, centre) for s in sets]
+        out = [_convert(s, scale, centre, workers) for s in sets]
         if isinstance(kind, Rbf):
             gamma = kind.gamma if kind.gamma is not None else 1.0 / x.shape[1]
         elif isinstance(kind, ExpEuclidean):

@@ -168,6 +168,28 @@ def check_one_value(backend, rng, weights: np.ndarray) -> None:
             np.testing.assert_array_equal(backend.level_values(level), raised)
             np.testing.assert_array_equal(kept.excess, w @ np.maximum(q[:, cols] - raised[:, None], 0))
         np.testing.assert_array_equal(backend.excess(level, mine), w @ np.maximum(q - raised[:, None], 0))
+        check_survivors(backend, rng, q, w, mine, level)
+
+
+def check_survivors(backend, rng, q, w, weights, level) -> None:
+    """The stored pairs give the same integers as the dense work, through picks and compactions."""
+    floor = backend.level_values(level).astype(np.int64)
+    sparse = backend.survivors(level, weights)
+    assert len(sparse) == (q > floor[:, None]).sum()
+    for _ in range(3):
+        np.testing.assert_array_equal(sparse.excess(level), w @ np.maximum(q - floor[:, None], 0))
+        cols = rng.permutation(backend.n)[:60]
+        kept = sparse.keep(level, cols)
+        np.testing.assert_array_equal(kept.excess, w @ np.maximum(q[:, cols] - floor[:, None], 0))
+        best = np.sort(rng.choice(60, 7, replace=False))
+        kept, cols = sparse.narrow(kept, best), cols[best]
+        for b in (0, 6, 3):
+            sparse.accept(kept, b, level)
+            floor = np.maximum(floor, q[:, cols[b]])
+            np.testing.assert_array_equal(backend.level_values(level), floor)
+            np.testing.assert_array_equal(kept.excess, w @ np.maximum(q[:, cols] - floor[:, None], 0))
+        sparse.compact(level)
+        assert len(sparse) == (q > floor[:, None]).sum()
 
 
 @pytest.mark.parametrize("d", [5, 384])

@@ -29,11 +29,12 @@ def test_picks_are_the_references(pool, rng, name, similarity, copies):
         with pytest.raises(ValueError, match="positive semi-definite"):
             select(x, 5, objective, kind)
         return
-    sel = select(x, 20, objective, kind, backend="numpy")
+    sel = select(x, 15, objective, kind, backend="numpy")
     assert sel.indices.dtype == np.int64 and sel.gains.dtype == np.float64 and sel.backend == "numpy"
     decided = check(sel, x, kind, objective, copies_tie=name not in PER_ROW)
-    # exp_euclidean(d = 384) and rbf(1 / d) of unit rows lie within 0.5 %: log-determinants of them are nearly all ties.
-    assert copies or decided > 0.5 or (name.startswith("logdet") and "e" in kind.name)
+    # Unit rows in 384 dimensions are nearly orthogonal to these kinds: many margins of log-determinants are rounding.
+    few = copies or (name.startswith("logdet") and kind.affine is None)
+    assert few or decided > 0.5, "the reference's margins hardly decide anything"
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["plain", "copies"])
@@ -45,20 +46,32 @@ def test_alpaca_2000(alpaca, rng, name, copies):
         x = with_copies(x, rng, 0.3)
     sel = select(x, 200, name)
     objective, kind = smartgpu.objectives.OBJECTIVES[name](), SIMILARITIES["cosine"]
-    if name == "facility_location":  # the same definition as the reference's, in one pass per pick
-        s, tol = reference.similarities(x, kind), 2000 * 2.0**-22
-        level, work = np.zeros(len(x)), np.empty_like(s)
-        for t, j in enumerate(sel.indices):
-            gains = np.maximum(s, level[:, None], out=work).sum(axis=0) - level.sum()
-            gains[sel.indices[:t]] = -np.inf
-            assert gains[j] >= gains.max() - tol and sel.gains[t] == pytest.approx(gains[j], abs=tol)
-            assert not (np.delete(gains, j)[:j] == gains[j]).any() or copies
-            level = np.maximum(level, s[:, j])
-        assert sel.value == pytest.approx(reference.Problem(x, kind, objective).value(sel.indices), rel=1e-6)
-        assert sel.sweeps < 20, "lazy evaluation did not work"
-    else:
+    assert sel.evaluations < 0.5 * 200 * 2000 and sel.sweeps < 20, "lazy evaluation did not work"
+    if name == "graph_cut":
         check(sel, x, kind, objective)
-        assert sel.evaluations < 0.5 * 200 * 2000, "lazy evaluation did not work"
+        return
+    s = reference.similarities(x, kind)  # the same definitions as the reference's, in one pass per pick
+    tol = 2000 * 2.0**-25 if name == "facility_location" else 2e-6
+    _, label = np.unique(x, axis=0, return_inverse=True)
+    level, work = np.zeros(2000), np.empty_like(s)
+    factor, residual = np.zeros((200, 2000)), np.diagonal(s) + 1.0
+    decided = 0
+    for t, j in enumerate(sel.indices):
+        if name == "facility_location":
+            gains = np.maximum(s, level[:, None], out=work).sum(axis=0) - level.sum()
+            level = np.maximum(level, s[:, j])
+        else:
+            gains = np.log(residual)
+            factor[t] = (s[j] + (np.arange(2000) == j) - factor[:t, j] @ factor[:t]) / np.sqrt(residual[j])
+            residual = residual - np.square(factor[t])
+        gains[sel.indices[:t]] = -np.inf
+        residual[j] = 1  # picked: no longer of interest
+        best = gains.max()
+        decided += best - gains[label != label[j]].max() > tol
+        assert gains[j] >= best - tol and sel.gains[t] == pytest.approx(gains[j], abs=tol)
+        assert not np.isin(np.flatnonzero(label[:j] == label[j]), sel.indices[:t], invert=True).any()
+    assert decided > 100
+    assert sel.value == pytest.approx(reference.Problem(x, kind, objective).value(sel.indices), rel=1e-6)
 
 
 @pytest.mark.parametrize("tie_break", ["low", "high"])
@@ -253,11 +266,33 @@ def test_precomputed_is_the_feature_path(rng, sparse):
 
 def test_threads_and_memory_change_nothing(rng):
     x = with_copies(synthetic(rng, 1000), rng)
-    cases = [(FacilityLocation(), "cosine"), (FacilityLocation(rng.random(1000)), "rbf"),
-             (GraphCut(), "cosine_squared"), (GraphCut(), "cosine"), (LogDet(), "rbf"), (FacilityLocation(), "max_minus_sqeuclidean")]  # fmt: skip
+    cases = [
+        (FacilityLocation(), "cosine"),
+        (FacilityLocation(rng.random(1000)), "rbf"),
+        (FacilityLocation(), "max_minus_sqeuclidean"),
+        (GraphCut(), "cosine_squared"),
+        (GraphCut(), "cosine"),
+        (LogDet(), "rbf"),
+    ]
     for objective, kind in cases:
         one = select(x, 40, objective, kind, threads=1)
         for how in ({"threads": 3}, {"threads": 2, "memory": "1MB"}):
             two = select(x, 40, objective, kind, **how)
             np.testing.assert_array_equal(one.indices, two.indices)
             np.testing.assert_array_equal(one.gains, two.gains)
+
+
+def test_lazy_graph_cut_of_similarities_below_a_quantum():
+    """s = -0.6 quanta is rounded to -1: gains rise by 2 quanta a pick, more than min s says."""
+    quantum, picks, others = 2.0**-22, 10, 150
+    n = picks + others + 2
+    slow, dummy = n - 2, n - 1
+    s = np.zeros((n, n))
+    s[dummy, :picks], s[dummy, dummy] = 0.5, 1
+    s[dummy, picks:slow], s[dummy, slow] = 3016 * quantum, 3010 * quantum
+    s[:picks, slow] = s[slow, :picks] = -0.6 * quantum
+    lazy, naive = (
+        select(s, 14, GraphCut(1.0), "precomputed", exclude=[dummy], maximizer=m) for m in ("lazy", "naive")
+    )
+    np.testing.assert_array_equal(lazy.indices, naive.indices)
+    np.testing.assert_array_equal(lazy.gains, naive.gains)

@@ -10,15 +10,12 @@ one value. Where none does, products run in float64, whose differences vanish un
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+
+from smartgpu.workers import one_thread
 
 
 @dataclass(frozen=True)
@@ -97,56 +94,3 @@ def find_layout(d: int) -> Layout:
     """The layout for products over d features: the first of LAYOUTS that is repeatable here, else float64."""
     with one_thread():
         return next((layout for layout in LAYOUTS if repeatable(layout, d)), FALLBACK)
-
-
-def cpu_count() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.cache
-def _thread_calls():
-    """(set, get) of the BLAS that numpy is linked with, or None: its symbols are looked up through numpy's own module."""
-    try:
-        from numpy._core import _multiarray_umath as umath
-
-        library = ctypes.CDLL(umath.__file__)
-    except (ImportError, OSError):
-        return None
-    for prefix in ("scipy_openblas_", "openblas_"):
-        for suffix in ("64_", "_64", ""):
-            put, get = (
-                getattr(library, f"{prefix}{verb}_num_threads{suffix}", None) for verb in ("set", "get")
-            )
-            if put and get:
-                return put, get
-    put, get = getattr(library, "MKL_Set_Num_Threads", None), getattr(library, "MKL_Get_Max_Threads", None)
-    return (put, get) if put and get else None
-
-
-_lock = threading.Lock()
-_depth = 0
-_before = 0
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside, every BLAS call uses one thread (a split product would change places in tiles). Re-entrant, thread-safe."""
-    global _depth, _before
-    calls = _thread_calls()
-    if calls is None:
-        yield
-        return
-    put, get = calls
-    with _lock:
-        if _depth == 0:
-            _before = get()
-            put(1)
-        _depth += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                put(_before)

@@ -16,7 +16,7 @@ import numpy as np
 from smartgpu.backends import QUANTUM, blas
 from smartgpu.backends.survivors import Survivors, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
-from smartgpu.backends.workers import Workers
+from smartgpu.workers import Workers
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
 
 LIMB = 22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64

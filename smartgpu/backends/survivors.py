@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from smartgpu.backends.tiles import BASE
-from smartgpu.backends.workers import Workers
+from smartgpu.workers import Workers
 
 if TYPE_CHECKING:
     from smartgpu.backends.numpy import NumpyBackend

@@ -6,14 +6,17 @@ gains and takes picks. Maximizers know states only.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from smartgpu.backends import Backend, open_backend
+from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.checkpoint import fingerprint
 from smartgpu.similarity import Geometry, Matrix, Similarity, prepare
+from smartgpu.workers import Workers
 
 
 class Batch(Protocol):
@@ -36,8 +39,11 @@ class State(Protocol):
     slack: float
     margin: float
     max_batch: int  # candidates that evaluate() can take at once
+    reach: int  # candidates to look at first for the next picks
+    active: int  # of them, those worth keeping up to date together: few where that is dear
 
     def gains(self) -> np.ndarray: ...  # (n,) float64, fresh gains of all candidates
+    def screen(self, cols: np.ndarray) -> np.ndarray | None: ...  # (m,) better upper bounds, where cheaper than gains
     def bounds(self) -> tuple[np.ndarray, bool]: ...  # (n,) upper bounds on the gains now; True if they are the gains
     def improve(self) -> tuple[np.ndarray, bool] | None: ...  # better bounds, where work since has made them cheap
     def evaluate(self, cols: np.ndarray) -> Batch: ...  # cols (m,) int64, distinct
@@ -48,6 +54,11 @@ class State(Protocol):
 
 class Eager:
     """What states have whose gains are cheap: bounds are gains, and there is nothing to improve."""
+
+    reach, active = 256, 128
+
+    def screen(self, cols: np.ndarray) -> None:
+        return None
 
     def bounds(self) -> tuple[np.ndarray, bool]:
         return self.gains(), True
@@ -72,7 +83,7 @@ class Ground:
         """Prepared features of the candidates and of the represented rows (None: the candidates)."""
         key = id(represented)
         if key not in self._geometry:
-            self._geometry[key] = prepare(self.kind, self.x, represented)
+            self._geometry[key] = prepare(self.kind, self.x, represented, self.workers)
         return self._geometry[key]
 
     def backend(self, represented: np.ndarray | None = None) -> Backend:
@@ -82,32 +93,38 @@ class Ground:
             self._backends[key] = open_backend(self._name, pool, **self._how)
         return self._backends[key]
 
+    def features(self, represented: np.ndarray | None = None) -> tuple[LinearFeatures, LinearFeatures]:
+        """Candidates' and represented rows' features, of one geometry, in float64 arithmetic."""
+        geometry = self.geometry(represented)
+        return LinearFeatures(geometry, geometry.x, self.workers), LinearFeatures(geometry, geometry.rows, self.workers)
+
+    def wide(self) -> Wide:
+        return Wide(self.geometry(), self.workers)
+
+    @functools.cached_property
+    def workers(self) -> Workers:
+        return Workers(self._how.get("threads"))
+
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
         """(first (u,), inverse (n,)): the first row of each set of equal rows, and for each row its number there."""
         if isinstance(self.x, Matrix):
             return np.arange(self.n), np.arange(self.n)
-        return distinct_rows(self.geometry().x)
+        return distinct_rows(self.features()[0])
 
     @property
     def opened(self) -> list[Backend]:
         return list(self._backends.values())
 
 
-def distinct_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first, inverse) over equal rows of a float32 matrix (n, d), first ascending. O(n d)."""
-    bits = (x + np.float32(0)).view(np.uint32)  # + 0: -0.0 equals 0.0
-    odd = np.random.default_rng(0).integers(0, 2**63, x.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
-    keys = np.empty(len(x), np.uint64)
-    for i in range(0, len(x), 8192):
-        mixed = bits[i : i + 8192].astype(np.uint64) * odd
-        keys[i : i + 8192] = (mixed ^ (mixed >> np.uint64(29))).sum(axis=1, dtype=np.uint64)
+def distinct_rows(features: LinearFeatures) -> tuple[np.ndarray, np.ndarray]:
+    """(first, inverse) over equal rows, first ascending: by the product with a random vector, then compared. O(n d)."""
+    x = features.x
+    keys = features.times(np.random.default_rng(0).standard_normal(x.shape[1]))
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    if not all(
-        np.array_equal(bits[i : i + 8192], bits[first[inverse[i : i + 8192]]]) for i in range(0, len(x), 8192)
-    ):
-        _, first, inverse = np.unique(
-            bits, axis=0, return_index=True, return_inverse=True
-        )  # a collision of the keys
+    copies = np.flatnonzero(first[inverse] != np.arange(len(x)))
+    same = (np.array_equal(x[j], x[first[inverse[j]]]) for j in copies)
+    if not all(same):  # different rows with one key
+        _, first, inverse = np.unique(x + np.float32(0), axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(first), np.int64)
     rank[order] = np.arange(len(first))

@@ -9,8 +9,7 @@ import numpy as np
 
 from smartgpu.backends import QUANTUM
 from smartgpu.objectives.base import Ground, Objective, per_row
-from smartgpu.objectives.linear import LinearFeatures
-from smartgpu.similarity import Dot, Geometry, Matrix, Precomputed, Similarity
+from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
 
 WEIGHT_BITS = 39  # sum of integer weights < 2^39, times 2^22 quanta, stays below 2^62
 START_AFTER = 0.04  # sweeps of dense work after which survivors are thought of
@@ -79,6 +78,7 @@ class FacilityLocationState:
 
     slack = 0.0
     margin = 0.0
+    reach, active = 64, 32
 
     def __init__(self, spec: FacilityLocation, ground: Ground):
         self.backend = ground.backend(spec.represented)
@@ -94,7 +94,7 @@ class FacilityLocationState:
         self.sparse: Any = None  # the survivors, once stored
         self.cheap = None
         if ground.kind.affine is not None:
-            self.cheap = CheapBounds(ground.geometry(spec.represented), self.whole)
+            self.cheap = CheapBounds(ground, spec.represented, self.whole)
         self.picks = self.compacted = 0
         self.spent = 0.0  # dense work since bounds were last fresh, in sweeps
         self.next_check = START_AFTER
@@ -112,6 +112,9 @@ class FacilityLocationState:
         if self.sparse is not None:
             return self.sparse.excess(self.level) * self.scale
         return self.backend.excess(self.level, self.weights) * self.scale
+
+    def screen(self, cols: np.ndarray) -> None:
+        return None
 
     def bounds(self) -> tuple[np.ndarray, bool]:
         if self.cheap is None or self.sparse is not None:
@@ -186,6 +189,8 @@ class FacilityLocationBatch:
 
     def accept(self, b: int) -> None:
         state = self.state
+        if self.sparse and self.kept.rows is None:  # a small batch that nobody narrowed
+            self.kept = state.sparse.narrow(self.kept, np.arange(len(self.gains)))
         owner = state.sparse if self.sparse else state.backend
         owner.accept(self.kept, int(b if self.sparse else self.positions[b]), state.level)
         state.picks += 1
@@ -201,29 +206,20 @@ class CheapBounds:
     The similarities of the engine differ from the real ones by rounding: `error` per pair, proven, is added.
     """
 
-    def __init__(self, geometry: Geometry, weights: np.ndarray | None):
-        self.a, self.b = geometry.kind.affine
-        self.rows, self.x = geometry.rows, LinearFeatures(geometry.x)
-        r, d = self.rows.shape
+    def __init__(self, ground: Ground, represented: np.ndarray | None, weights: np.ndarray | None):
+        self.a, self.b = ground.kind.affine
+        self.x, self.rows = ground.features(represented)
+        r, d = self.rows.x.shape
         self.w = np.ones(r) if weights is None else weights.astype(np.float64)
         self.total = self.w.sum()
         self.error = 2.0**-23 + (d + 16) * 2.0**-23  # quantisation, and a float32 chain of d products
-        second = np.zeros((d, d))
-        for i in range(0, r, 4096):
-            y = self.rows[i : i + 4096].astype(np.float64)
-            second += y.T @ (y * self.w[i : i + 4096, None])
-        self.quadratic = self.a**2 * self.x.quadratic(second)
+        self.quadratic = self.a**2 * self.x.quadratic(self.rows.second_moment(self.w))
 
     def __call__(self, level: np.ndarray) -> np.ndarray:
         """(n,) float64 bounds on the excesses in quanta, at this level (r,) in quanta."""
         shift = self.b - level * QUANTUM
-        first, cross = np.zeros(self.rows.shape[1]), np.zeros(self.rows.shape[1])
-        for i in range(0, len(self.rows), 4096):
-            part = slice(i, i + 4096)
-            y, w = self.rows[part].astype(np.float64), self.w[part]
-            first += w @ y
-            cross += (w * shift[part]) @ y
-        along = self.x.times(np.stack([self.a * first, 2 * self.a * cross], axis=1))
+        moments = self.rows.moments(np.stack([self.w, self.w * shift], axis=1))
+        along = self.x.times(moments * np.array([self.a, 2 * self.a]))
         linear = along[:, 0] + (self.w * shift).sum()
         squares = self.quadratic + along[:, 1] + (self.w * shift**2).sum()
         bound = (linear + np.sqrt(self.total * np.maximum(squares, 0))) / 2

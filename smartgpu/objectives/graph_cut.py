@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from smartgpu.objectives.base import Eager, Ground, Objective, State
-from smartgpu.objectives.linear import LinearFeatures
 from smartgpu.similarity import Matrix, Similarity
 
 EPS = np.finfo(np.float64).eps
@@ -73,21 +72,22 @@ class LinearGraphCut(Eager):
         self.lam, self.n, self.r = spec.lam, ground.n, len(geometry.rows)
         self.a, self.b = ground.kind.affine
         self.unit = geometry.unit
-        self.features = LinearFeatures(geometry.x)
-        self.whole = LinearFeatures(geometry.rows).sum()
+        self.features, rows = ground.features(spec.represented)
+        self.whole = rows.sum()
         self.picked = np.zeros_like(self.whole)
         self.count = 0
-        self.own = self.a * self.features.squares() + self.b  # s_jj
+        self.own = self.a * self.features.own() + self.b  # s_jj
         self.slack = 2 * self.lam * self.unit * max(0.0, self.a - self.b)  # s >= b - a
         d = geometry.x.shape[1]
         self.margin = 4 * (d + 8) * EPS * self.unit * (self.r + 2 * self.lam * self.n + self.lam)
         self.max_batch = self.n
 
-    def _gains(self, cols: np.ndarray | None) -> np.ndarray:
+    def _gains(self, cols: np.ndarray | None, block: np.ndarray | None = None) -> np.ndarray:
         v = self.a * (self.whole - 2 * self.lam * self.picked)
         own = self.own if cols is None else self.own[cols]
         constant = self.b * (self.r - 2 * self.lam * self.count)
-        return self.unit * (self.features.times(v, cols) + constant - self.lam * own)
+        along = self.features.times(v, cols) if block is None else (block * v).sum(axis=1)
+        return self.unit * (along + constant - self.lam * own)
 
     def gains(self) -> np.ndarray:
         return self._gains(None)
@@ -194,6 +194,7 @@ class _Refreshed:
 
     def __init__(self, state: LinearGraphCut | GeneralGraphCut, cols: np.ndarray):
         self.state, self.cols = state, cols
+        self.block: np.ndarray | None = None  # features of the batch, for a linear similarity
         self.gains = state._gains(cols)
 
     def narrow(self, positions: np.ndarray) -> None:
@@ -201,4 +202,9 @@ class _Refreshed:
 
     def accept(self, b: int) -> None:
         self.state.add(self.cols[b : b + 1])
-        self.gains = self.state._gains(self.cols)
+        if isinstance(self.state, LinearGraphCut):
+            if self.block is None or len(self.block) != len(self.cols):
+                self.block = self.state.features.rows(self.cols)
+            self.gains = self.state._gains(self.cols, self.block)
+        else:
+            self.gains = self.state._gains(self.cols)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,10 +10,10 @@ import numpy as np
 
 from smartgpu.objectives.base import Eager, Ground, Objective
 from smartgpu.objectives.graph_cut import need_square, nonnegative
-from smartgpu.objectives.linear import Wide
 from smartgpu.similarity import Matrix, Similarity
 
 EPS = np.finfo(np.float64).eps
+DELAY = 64  # picks that wait before Q takes them together
 GRID = 2.0**40  # gains are multiples of 2^-40, coarser than their rounding: what ties in theory ties here
 
 
@@ -63,10 +64,11 @@ class LogDetState(Eager):
     """
 
     slack = 0.0
+    reach, active = 8192, 512
     noise = 1e-12  # relative error of a similarity: with lam = 0 a residual below it is no residual
 
     def __init__(self, spec: LogDet, ground: Ground):
-        self.lam, self.n = spec.lam, ground.n
+        self.lam, self.n, self.workers = spec.lam, ground.n, ground.workers
         self.first, self.inverse = ground.distinct()
         self.stamp = np.zeros(len(self.first), np.int64)
         self.picks: list[int] = []  # numbers of distinct rows
@@ -74,7 +76,7 @@ class LogDetState(Eager):
         self.residual = self._first_residuals()
         self.top = float(self.residual.max(initial=0.0))
         self.margin = 1e-9 if self.lam == 0 else min(1e-9, 2 / GRID + 64 * EPS * (1 + self.top / self.lam))
-        self.max_batch = min(self.n, 2048)
+        self.max_batch = min(self.n, 16384)
 
     def _first_residuals(self) -> np.ndarray: ...
     def _fresh(self, rows: np.ndarray) -> np.ndarray: ...  # residuals of stale distinct rows
@@ -85,11 +87,15 @@ class LogDetState(Eager):
     def refresh(self, cols: np.ndarray) -> np.ndarray:
         """Gains of cols, evaluated now; a distinct row is evaluated once per pick, whichever copies ask."""
         rows = self.inverse[cols]
-        stale = np.unique(rows[self.stamp[rows] < len(self.picks)])
+        stale = self._distinct(rows[self.stamp[rows] < len(self.picks)])
         if len(stale):
             self.residual[stale] = self._fresh(stale)
             self.stamp[stale] = len(self.picks)
         return self._log(rows)
+
+    def _distinct(self, rows: np.ndarray) -> np.ndarray:
+        """rows without repeats: only where there are copies can there be any."""
+        return rows if len(self.first) == self.n else np.unique(rows)
 
     def _log(self, rows: np.ndarray) -> np.ndarray:
         residual = self.residual[rows]
@@ -112,17 +118,16 @@ class LogDetState(Eager):
         for j in cols:
             self.accept(int(j), np.empty(0, np.int64))
 
-    def accept(self, j: int, cols: np.ndarray) -> None:
+    def accept(self, j: int, near: np.ndarray) -> None:
+        """Commit candidate j, and bring the fresh distinct rows `near` up to date."""
         gain = self.refresh(np.array([j]))[0]
         row = int(self.inverse[j])
         if gain == -np.inf:
-            copy = self.picks.index(row) if row in self.picks else None
-            same = f" (row {j} equals row {self.first[row]}, already chosen)" if copy is not None else ""
+            equal = f" (row {j} equals row {self.first[row]}, already chosen)" if row in self.picks else ""
             raise ValueError(
                 f"log_det with lam = 0 is -infinity beyond {len(self.picks)} picks: every remaining row is a "
-                f"copy or a combination of the chosen ones{same}; use lam > 0, or k <= {len(self.picks)}"
+                f"copy or a combination of the chosen ones{equal}; use lam > 0, or k <= {len(self.picks)}"
             )
-        near = np.unique(self.inverse[cols])
         self._commit(row, near)
         self.picks.append(row)
         self.stamp[near] = len(self.picks)
@@ -144,15 +149,18 @@ class LogDetState(Eager):
 class WoodburyLogDet(LogDetState):
     """s = y_i . y_j with y = sqrt(unit) [sqrt(a) x, sqrt(b)]: residual_j = lam + y_j' Q y_j, Q = lam (lam I + Y_S'Y_S)^-1.
 
-    After a pick p: v = Q y_p, c = residual_p, Q -= v v' / c, and every y_j' Q y_j falls by (y_j . v)^2 / c. (d, d) memory.
+    After a pick p: v = Q y_p, c = residual_p, Q -= v v' / c, and every y_j' Q y_j falls by (y_j . v)^2 / c. O(d^2) memory.
     """
 
     def __init__(self, spec: LogDet, ground: Ground):
         geometry = ground.geometry()
         self.a, self.b = ground.kind.affine
-        self.unit, self.wide = geometry.unit, Wide(geometry)
+        self.unit, self.wide = geometry.unit, ground.wide()
         self.d = geometry.x.shape[1] + (self.b > 0)
         self.q = np.eye(self.d)
+        self.falls = np.empty((max(self.d, 2 * DELAY), self.d))  # v / sqrt(c) of the latest picks, a ring
+        self.in_q = 0  # picks that Q holds already
+        self.upper: np.ndarray | None = None  # bounds on the residuals, in float32, with stamps of their own
         self._held: tuple[np.ndarray, np.ndarray] | None = None  # the last batch's rows and features
         super().__init__(spec, ground)
 
@@ -178,16 +186,86 @@ class WoodburyLogDet(LogDetState):
         return out
 
     def _fresh(self, rows: np.ndarray) -> np.ndarray:
-        y = self._near(rows) if len(rows) > 1 else self._features(rows)
-        return self.lam + ((y @ self.q) * y).sum(axis=1)
+        """From the falls since each row was fresh, 2 d operations each; from Q where those would cost more."""
+        t = len(self.picks)
+        out, behind = np.empty(len(rows)), t - self.stamp[rows]
+        y = self._near(rows)
+        if (behind > len(self.falls) // 2).any():
+            self._settle(t)
+        order = np.argsort(behind, kind="stable")  # rows that are behind alike, together
+
+        def work(part: np.ndarray) -> None:
+            most = int(behind[part].max())
+            if most > len(self.falls) // 2:
+                out[part] = self.lam + np.einsum("ij,ij->i", y[part] @ self.q, y[part])
+                return
+            drops = np.square(y[part] @ self.falls[np.arange(t - most, t) % len(self.falls)].T)
+            drops[np.arange(most) < (most - behind[part])[:, None]] = 0.0
+            out[part] = self.residual[rows[part]] - drops.sum(axis=1)
+
+        self.workers.run(work, [order[i : i + 128] for i in range(0, len(rows), 128)])
+        return np.maximum(out, self.lam)
 
     def _commit(self, row: int, near: np.ndarray) -> None:
-        y = self._features(np.array([row]))[0]
-        v, c = self.q @ y, self.residual[row]
+        y, t = self._features(np.array([row]))[0], len(self.picks)
+        late = self.falls[np.arange(self.in_q, t) % len(self.falls)]
+        fall = (self.q @ y - (late @ y) @ late) / np.sqrt(self.residual[row])
         if len(near):
-            self.residual[near] -= np.square(self._near(near) @ v) / c
-            np.maximum(self.residual[near], self.lam, out=self.residual[near])
-        self.q -= np.outer(v, v / c)
+            self.residual[near] = np.maximum(self.residual[near] - np.square(self._near(near) @ fall), self.lam)
+        self.falls[t % len(self.falls)] = fall
+        if t + 1 - self.in_q >= DELAY:
+            self._settle(t + 1)
+
+    def _settle(self, t: int) -> None:
+        """Bring Q up to date: many picks by one product."""
+        late = self.falls[np.arange(self.in_q, t) % len(self.falls)]
+        self.q -= late.T @ late
+        self.in_q = t
+
+    def screen(self, cols: np.ndarray) -> np.ndarray:
+        """Bounds on gains in float32: every fall that a row has missed, less the rounding that its product may hold."""
+        t = len(self.picks)
+        if self.upper is None:
+            self.upper, self.upper_stamp = self.residual.copy(), self.stamp.copy()
+            self.narrow_falls = np.zeros(self.falls.shape, np.float32)
+            self.narrow_t = 0
+        for at in range(max(self.narrow_t, t - len(self.falls)), t):
+            self.narrow_falls[at % len(self.falls)] = self.falls[at % len(self.falls)]
+        self.narrow_t = t
+        rows = self._distinct(self.inverse[cols])
+        newer = self.stamp[rows] > self.upper_stamp[rows]
+        self.upper[rows[newer]], self.upper_stamp[rows[newer]] = self.residual[rows[newer]], self.stamp[rows[newer]]
+        behind = t - self.upper_stamp[rows]
+        rows, behind = rows[behind > 0], behind[behind > 0]
+        order = np.argsort(behind, kind="stable")
+        parts = [rows[order[i : i + 512]] for i in range(0, len(rows), 512)]
+        self.workers.run(functools.partial(self._screen, t), parts)
+        gains = np.log(np.maximum(self.upper[self.inverse[cols]], self.lam))
+        return gains + 2 / GRID
+
+    def _narrow_features(self, rows: np.ndarray) -> np.ndarray:
+        """(m, d) float32"""
+        y, scale = self.wide.x[self.first[rows]], np.float32(np.sqrt(self.unit * self.a))
+        if scale != 1:
+            y = y * scale
+        if self.b > 0:
+            y = np.concatenate([y, np.full((len(y), 1), np.sqrt(self.unit * self.b), np.float32)], axis=1)
+        return y
+
+    def _screen(self, t: int, rows: np.ndarray) -> None:
+        behind = np.minimum(t - self.upper_stamp[rows], len(self.falls))
+        most = int(behind.max())
+        falls = self.narrow_falls[np.arange(t - most, t) % len(self.falls)]
+        along = self._narrow_features(rows) @ falls.T
+        np.abs(along, out=along)
+        sizes = np.sqrt(np.einsum("ij,ij->i", falls, falls) * np.float32(self.top))  # |fall| |y| at most
+        along -= sizes * np.float32((self.d + 8) * 2.0**-22)
+        np.maximum(along, 0, out=along)
+        if behind.min() < most:
+            along[np.arange(most) < (most - behind)[:, None]] = 0
+        drop = np.einsum("ij,ij->i", along, along) * (1.0 - (most + 8) * 2.0**-22)
+        self.upper[rows] = np.maximum(self.upper[rows] - drop, self.lam)
+        self.upper_stamp[rows] = t
 
     def _total(self) -> float:
         gram = self.lam * np.eye(self.d)
@@ -204,7 +282,7 @@ class CholeskyLogDet(LogDetState):
     """
 
     def __init__(self, spec: LogDet, ground: Ground):
-        self.exact = None if isinstance(ground.x, Matrix) else Wide(ground.geometry())
+        self.exact = None if isinstance(ground.x, Matrix) else ground.wide()
         self.backend = ground.backend() if self.exact is None else None
         if self.exact is None:
             self.noise = 2e-6  # a matrix is quantised to multiples of 2^-22
@@ -285,10 +363,12 @@ class LogDetBatch:
     def __init__(self, state: LogDetState, cols: np.ndarray):
         self.state, self.cols = state, cols
         self.gains = state.refresh(cols)
+        self.near = state._distinct(state.inverse[cols])
 
     def narrow(self, positions: np.ndarray) -> None:
         self.cols, self.gains = self.cols[positions], self.gains[positions]
+        self.near = self.state._distinct(self.state.inverse[self.cols])
 
     def accept(self, b: int) -> None:
-        self.state.accept(int(self.cols[b]), self.cols)
+        self.state.accept(int(self.cols[b]), self.near)
         self.gains = self.state._log(self.state.inverse[self.cols])

@@ -50,6 +50,8 @@ class WeightedSumState:
         self.terms, self.n = terms, n
         self.slack = sum(c * s.slack for c, s in terms)
         self.margin = sum(c * s.margin for c, s in terms)
+        self.reach = min((s.reach for _, s in terms), default=n)
+        self.active = min((s.active for _, s in terms), default=n)
 
     @property
     def max_batch(self) -> int:
@@ -57,6 +59,9 @@ class WeightedSumState:
 
     def gains(self) -> np.ndarray:
         return _sum([(c, s.gains()) for c, s in self.terms], self.n)
+
+    def screen(self, cols: np.ndarray) -> None:
+        return None
 
     def bounds(self) -> tuple[np.ndarray, bool]:
         return self._combine([state.bounds() for _, state in self.terms])

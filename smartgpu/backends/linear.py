@@ -1,0 +1,131 @@
+"""Float64 arithmetic on float32 features, in blocks on threads: what linear similarities need instead of sweeps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from smartgpu.similarity import Cosine, CosineShifted, CosineSquared, Geometry, map_dots
+from smartgpu.workers import Workers
+
+BLOCK = 1024  # rows widened to float64 at a time
+
+
+class LinearFeatures:
+    """x (n, d) float32, read as float64 in blocks: no copy of the pool.
+
+    Sums over rows are added up block by block in order, and products with a vector row by row in one fixed order, so
+    that nothing depends on threads and equal rows give equal bits.
+    """
+
+    def __init__(self, geometry: Geometry, x: np.ndarray, workers: Workers):
+        self.geometry, self.x, self.workers = geometry, x, workers
+
+    def _each(self, work, cols: np.ndarray | None = None) -> list:
+        """work(slice of the output, (b, d) float64 block) for all rows or for `cols`, in order."""
+        n = len(self.x) if cols is None else len(cols)
+
+        def widened(i: int):
+            part = slice(i, i + BLOCK) if cols is None else cols[i : i + BLOCK]
+            return work(slice(i, min(i + BLOCK, n)), self.x[part].astype(np.float64))
+
+        starts = range(0, n, BLOCK)
+        return self.workers.run(widened, starts) if len(starts) > 1 else [widened(i) for i in starts]
+
+    def rows(self, index: np.ndarray | int) -> np.ndarray:
+        return self.x[index].astype(np.float64)
+
+    def times(self, v: np.ndarray, cols: np.ndarray | None = None) -> np.ndarray:
+        """x_j . v for all rows or for `cols`: (m,) float64. Never a gemv, whose bits depend on a row's place.
+
+        With v (d, q) all q products at once, (m, q), by a matrix product: for bounds, where the last bit is free.
+        """
+        out = np.empty((len(self.x) if cols is None else len(cols), *v.shape[1:]))
+
+        def work(where: slice, block: np.ndarray) -> None:
+            if v.ndim == 2:
+                out[where] = block @ v
+            else:
+                block *= v
+                block.sum(axis=1, out=out[where])
+
+        self._each(work, cols)
+        return out
+
+    def quadratic(self, g: np.ndarray) -> np.ndarray:
+        """x_j' g x_j for all rows: (n,) float64, g (d, d)."""
+        out = np.empty(len(self.x))
+
+        def work(where: slice, block: np.ndarray) -> None:
+            out[where] = np.einsum("ij,ij->i", block @ g, block)
+
+        self._each(work)
+        return out
+
+    def own(self) -> np.ndarray:
+        """x_j . x_j, (n,) float64: for cosines 1, or 0 for a zero row, as defined."""
+        if isinstance(self.geometry.kind, (Cosine, CosineShifted, CosineSquared)):
+            return self.x.any(axis=1).astype(np.float64)
+        out = np.empty(len(self.x))
+
+        def work(where: slice, block: np.ndarray) -> None:
+            np.multiply(block, block, out=block)
+            block.sum(axis=1, out=out[where])
+
+        self._each(work)
+        return out
+
+    def sum(self) -> np.ndarray:
+        """sum_j x_j, (d,) float64."""
+        parts = self._each(lambda where, block: block.sum(axis=0))
+        return np.sum(parts, axis=0)
+
+    def moments(self, weights: np.ndarray) -> np.ndarray:
+        """sum_j x_j weights_j: (d, q) float64 for weights (n, q)."""
+        return np.sum(self._each(lambda where, block: block.T @ weights[where]), axis=0)
+
+    def second_moment(self, weights: np.ndarray) -> np.ndarray:
+        """sum_j w_j x_j x_j', (d, d) float64."""
+
+        def work(i: int) -> np.ndarray:
+            block = self.x[i : i + 8192].astype(np.float64)
+            return block.T @ (block * weights[i : i + 8192, None])
+
+        return np.sum(self.workers.run(work, range(0, len(self.x), 8192)), axis=0)
+
+
+class Wide:
+    """Prepared features in float64: cosine rows normalised once more, so that s_jj is 1 to the last bit or so."""
+
+    def __init__(self, geometry: Geometry, workers: Workers):
+        self.geometry, self.x = geometry, geometry.x
+        self.inverse_norms: np.ndarray | None = None
+        if isinstance(geometry.kind, (Cosine, CosineShifted, CosineSquared)):
+            norms = np.empty(len(self.x))
+
+            def work(where: slice, block: np.ndarray) -> None:
+                norms[where] = np.sqrt(np.einsum("ij,ij->i", block, block))
+
+            LinearFeatures(geometry, self.x, workers)._each(work)
+            self.inverse_norms = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """(m, d) float64"""
+        out = self.x[index].astype(np.float64)
+        if self.inverse_norms is not None:
+            out *= self.inverse_norms[index, None]
+        return out
+
+    def pairs(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Similarities in float64, not quantised, in real units: (|a|, |b|)."""
+        y, x = self.rows(a), self.rows(b)
+        s = y @ x.T
+        squares = None
+        if self.geometry.kind.squared_norms:
+            squares = np.add.outer(np.square(y).sum(axis=1), np.square(x).sum(axis=1))
+        map_dots(self.geometry, s, squares)
+        if self.geometry.kind.squared_norms:  # a distance kind: |x - x| is 0, whatever rounding says
+            own = np.zeros((1, 1))
+            map_dots(self.geometry, own, np.zeros((1, 1)))
+            s[np.equal.outer(a, b)] = own[0, 0]
+        s *= self.geometry.unit
+        return s
