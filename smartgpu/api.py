@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,8 @@ def _select(X, k, objective, similarity, options, coverage, given, exclude, repo
     clock = _Clock()
     with clock("prepare"):
         job = _Job.check(X, objective, similarity, options)
+        if coverage is not None:
+            job.objective.need_monotone(job.x, job.kind)
         taken, closed = as_rows(given, job.n, "given"), as_rows(exclude, job.n, "exclude")
         both = np.intersect1d(taken, closed)
         if len(both):
@@ -215,11 +218,14 @@ def evaluate(
     rows = as_rows(indices, job.n, "indices")
     if not len(rows):
         raise ValueError("indices is empty: there is nothing to evaluate")
+    if resolve(job.options.backend) == "reference":
+        return _evaluate_by_reference(job, rows)
     ground = job.ground()
     state = job.objective.bind(ground)
     state.add(rows)
     value = state.value()
     try:
+        job.objective.need_monotone(job.x, job.kind)
         total = state.total()
     except ValueError:
         total = None
@@ -233,6 +239,20 @@ def evaluate(
         percentiles = {p: float(v) for p, v in zip(PERCENTILES, levels, strict=True)}
     share = value / total if total else None
     return Evaluation(len(rows), job.n, value, total, share, percentiles, bound)
+
+
+def _evaluate_by_reference(job: _Job, rows: np.ndarray) -> Evaluation:
+    problem = reference.Problem(job.dense(), job.kind, job.objective)
+    value, total, bound, percentiles = problem.value(rows), None, None, None
+    with contextlib.suppress(ValueError):
+        job.objective.need_monotone(job.x, job.kind)
+        total = problem.value(range(job.n))
+        gains = np.sort(np.maximum(np.delete(problem.gains(rows), rows), 0))[::-1]
+        bound = min(value + float(gains[: len(rows)].sum()), max(total, value))
+    if isinstance(job.objective, FacilityLocation):
+        levels = np.percentile(np.maximum(problem.s[:, rows].max(axis=1), 0), PERCENTILES)
+        percentiles = {p: float(v) for p, v in zip(PERCENTILES, levels, strict=True)}
+    return Evaluation(len(rows), job.n, value, total, value / total if total else None, percentiles, bound)
 
 
 PERCENTILES = (1, 5, 10, 25, 50)
@@ -274,6 +294,12 @@ class _Job:
     @property
     def n(self) -> int:
         return self.x.shape[1] if isinstance(self.x, Matrix) else len(self.x)
+
+    def dense(self) -> np.ndarray:
+        """The pool for the reference; ValueError where its n x n matrices would be too large."""
+        if self.n > 20_000:
+            raise ValueError(f"backend 'reference' holds n x n matrices in float64: n <= 20000, got {self.n}")
+        return self.x.to_dense() if isinstance(self.x, Matrix) else self.x
 
     def ground(self) -> Ground:
         how = {name: getattr(self.options, name) for name in ("threads", "memory", "progress")}
@@ -318,13 +344,9 @@ def versions() -> dict[str, str]:
 
 def _by_reference(job: _Job, k: int, given, exclude, coverage: float | None, clock: _Clock) -> Selection:
     """The same call on the float64 oracle; the dense matrices of a large pool are refused."""
-    if job.n > 20_000:
-        raise ValueError(f"backend 'reference' holds n x n matrices in float64: n <= 20000, got {job.n}")
     if job.options.maximizer == "stochastic":
         raise ValueError("backend 'reference' is naive greedy: maximizer 'stochastic' is not for it")
-    x = job.x
-    if isinstance(x, Matrix):
-        x = x.to_dense()
+    x = job.dense()
     with clock("select"):
         until = None
         if coverage is not None:

@@ -77,7 +77,7 @@ def _to_numpy(value: Any, name: str) -> np.ndarray:
 
 def _from_dataset(dataset: Any, name: str) -> np.ndarray:
     names = list(getattr(dataset, "column_names", []))
-    if isinstance(names, dict) or not hasattr(dataset, "with_format") or isinstance(dataset, dict):
+    if not hasattr(dataset, "num_rows") or isinstance(dataset, dict) or isinstance(names, dict):
         raise TypeError(
             f"{name} must be one split of a dataset, got {type(dataset).__name__}; choose a split first"
         )
@@ -110,6 +110,8 @@ def _from_arrow(column: Any, name: str) -> np.ndarray:
         else:
             lengths = np.diff(chunk.offsets.to_numpy())
             width = int(lengths[0]) if len(lengths) else 0
+            if not len(lengths):
+                continue
             if (lengths != width).any() or (parts and width != parts[0].shape[1]):
                 raise ValueError(
                     f"{name} must have rows of one length, got lists of {lengths.min()} to {lengths.max()}"
@@ -133,12 +135,19 @@ def as_similarity_matrix(value: Any, name: str = "X") -> Matrix:
     if hasattr(value, "tocsr") and hasattr(value, "tocsc"):
         if 0 in value.shape:
             raise ValueError(f"{name} is empty, got shape {value.shape}")
+        if value.dtype.kind not in "fiub":
+            raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
         columns, rows = value.tocsc(copy=True), value.tocsr(copy=True)
         for side in (columns, rows):
             side.sum_duplicates()
             side.sort_indices()
         data = np.asarray(columns.data, np.float64)
-        check_finite(data[:, None], name)
+        bad = np.flatnonzero(~np.isfinite(data))
+        if len(bad):
+            first = int(columns.indices[bad].min())
+            raise ValueError(
+                f"{name} must be finite, got {len(bad)} NaN or infinite values, the first in row {first}"
+            )
         asymmetry = np.inf
         if value.shape[0] == value.shape[1]:
             gap = abs(columns - columns.T)
@@ -162,7 +171,10 @@ def as_rows(value: Any, n: int, name: str) -> np.ndarray:
     """Row numbers, (m,) int64 in [0, n), from a sequence of integers or a boolean mask (n,). Repeated rows count once."""
     if value is None:
         return np.empty(0, np.int64)
-    rows = np.asarray(value if not hasattr(value, "cpu") else value.cpu())
+    try:
+        rows = np.asarray(value if not hasattr(value, "cpu") else value.cpu())
+    except ValueError as error:
+        raise ValueError(f"{name} must be row numbers or a boolean mask: {error}") from None
     if rows.size == 0:
         return np.empty(0, np.int64)
     if rows.ndim != 1:

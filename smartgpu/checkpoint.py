@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Checkpoint:
                 indices, gains = file["indices"].astype(np.int64), file["gains"].astype(np.float64)
         except FileNotFoundError:
             return np.empty(0, np.int64), np.empty(0)
-        except (KeyError, ValueError, OSError, EOFError) as error:
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"checkpoint {self.path} cannot be read ({error}); remove it to start anew"
             ) from error

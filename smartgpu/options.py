@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from smartgpu.backends import NAMES
 from smartgpu.similarity import choose
 
@@ -48,6 +50,10 @@ class Options:
             _number("threads", self.threads, int, 1, 4096)
         if self.memory is not None:
             object.__setattr__(self, "memory", parse_bytes(self.memory))
+        for name in ("seed", "threads", "epsilon"):  # plain numbers: they are written as JSON
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, float(value) if name == "epsilon" else int(value))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -72,16 +78,19 @@ def parse_bytes(value: int | str) -> int:
             number, prefix, binary = match.groups()
             base = 1024 if binary else 1000
             try:
-                return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
+                size = int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
             except ValueError:
-                pass
-    elif not isinstance(value, bool) and isinstance(value, int) and value > 0:
-        return value
+                size = 0
+            if size > 0:
+                return size
+    elif not isinstance(value, bool) and isinstance(value, (int, np.integer)) and value > 0:
+        return int(value)
     raise ValueError(f"memory must be a positive number of bytes or a size like '4GB', got {value!r}")
 
 
 def _number(name: str, value: Any, kind: type, low: float, high: float, open_ends: bool = False) -> None:
-    allowed = (int, float) if kind is float else (int,)
+    whole = (int, np.integer)
+    allowed = (*whole, float, np.floating) if kind is float else whole
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise TypeError(f"{name} must be {'a number' if kind is float else 'an integer'}, got {value!r}")
     if not (low < value < high if open_ends else low <= value <= high):

@@ -92,7 +92,10 @@ class Problem:
         if len(S):
             k = self.s[S]
             own = own - (k * np.linalg.solve(self.s[np.ix_(S, S)] + o.lam * np.eye(len(S)), k)).sum(axis=0)
-        return np.log(own, out=np.full(len(own), -np.inf), where=own > 0)
+        none = (
+            1e-10 * np.abs(np.diagonal(self.s)).max() if o.lam == 0 else 0.0
+        )  # a residual that is rounding alone
+        return np.log(own, out=np.full(len(own), -np.inf), where=own > none)
 
 
 @dataclass

@@ -27,6 +27,7 @@ class Similarity:
     affine: ClassVar[tuple[float, float] | None] = None
     positive_semidefinite: ClassVar[bool] = True
     squared_norms: ClassVar[bool] = False  # the map needs |x|^2 and |y|^2 too
+    signed: ClassVar[bool] = False  # s may be negative
 
     def describe(self) -> dict:
         return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
@@ -37,6 +38,7 @@ class Cosine(Similarity):
     """s = x.y / (|x| |y|), in [-1, 1]; 0 where a row is zero."""
 
     name: ClassVar[str] = "cosine"
+    signed: ClassVar[bool] = True
     affine: ClassVar = (1.0, 0.0)
 
 
@@ -60,6 +62,7 @@ class Dot(Similarity):
     """s = x.y"""
 
     name: ClassVar[str] = "dot"
+    signed: ClassVar[bool] = True
     affine: ClassVar = (1.0, 0.0)
 
 
@@ -72,8 +75,14 @@ class Rbf(Similarity):
     squared_norms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.gamma is not None and not (np.isfinite(self.gamma) and self.gamma > 0):
-            raise ValueError(f"gamma must be a positive number, got {self.gamma!r}")
+        gamma = self.gamma
+        if gamma is None:
+            return
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float, np.integer, np.floating)):
+            raise TypeError(f"gamma must be a number, got {gamma!r}")
+        if not (np.isfinite(gamma) and gamma > 0):
+            raise ValueError(f"gamma must be positive and finite, got {gamma!r}")
+        object.__setattr__(self, "gamma", float(gamma))
 
 
 @dataclass(frozen=True)
@@ -252,7 +261,9 @@ def _normalise(x: np.ndarray, workers: Workers | None) -> np.ndarray:
     def work(i: int) -> None:
         block = _widen(x[i : i + BLOCK])
         norms = _norms(block)
-        np.divide(block, np.where(norms > 0, norms, 1.0)[:, None], out=out[i : i + BLOCK], casting="same_kind")
+        np.divide(
+            block, np.where(norms > 0, norms, 1.0)[:, None], out=out[i : i + BLOCK], casting="same_kind"
+        )
 
     _run(workers, work, len(x))
     return out

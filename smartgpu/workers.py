@@ -84,7 +84,9 @@ class Workers:
             if label and self.progress and len(items) >= SLOW:
                 from tqdm.auto import tqdm
 
-                results = tqdm(results, total=len(items), desc=label, unit="block", mininterval=0.5, leave=False)
+                results = tqdm(
+                    results, total=len(items), desc=label, unit="block", mininterval=0.5, leave=False
+                )
             return list(results)
 
     def buffer(self, name: str, shape: tuple[int, int], dtype: type) -> np.ndarray:

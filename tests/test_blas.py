@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import smartgpu
-from smartgpu import FacilityLocation, GraphCut, Rbf, select
+from smartgpu import FacilityLocation, GraphCut, Rbf, select, workers
 from smartgpu.backends import blas, open_backend
 from smartgpu.similarity import KINDS, Matrix, as_similarity, prepare
 
@@ -302,7 +302,7 @@ def test_integer_sums_do_not_overflow():
 
 
 def test_one_thread():
-    calls = blas._thread_calls()
+    calls = workers._thread_calls()
     if calls is None:
         pytest.skip("the threads of this BLAS cannot be set")
     put, get = calls

@@ -10,9 +10,10 @@ import sys
 import tracemalloc
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 from smartgpu.io import find_text, output_path, read_embeddings, read_pool, text_fields, write_rows
 from smartgpu.io import tables as io_tables

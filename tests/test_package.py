@@ -149,15 +149,18 @@ MAY_IMPORT = (
 )
 # Within the package, the layers of docs/architecture.md: these modules import no others of smartgpu.
 LAYERS = {
-    "similarity": set(),
-    "selection": {"version"},
-    "constraints": set(),
+    "workers": set(),
+    "files": set(),
     "version": set(),
+    "constraints": set(),
     "reference": set(),
+    "similarity": {"workers"},
+    "checkpoint": {"files"},
+    "selection": {"files", "version"},
     "options": {"similarity", "backends"},  # the names that they list
-    "objectives": {"similarity", "objectives", "backends"},
-    "backends": {"similarity", "backends"},
-    "maximize": {"constraints", "objectives"},
+    "backends": {"similarity", "backends", "workers"},
+    "objectives": {"similarity", "objectives", "backends", "workers", "checkpoint"},
+    "maximize": {"constraints", "objectives", "checkpoint"},
 }
 
 

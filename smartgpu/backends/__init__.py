@@ -67,7 +67,9 @@ class Backend(Protocol):
     ) -> None: ...  # raise the level by kept column b, in place
     def max_batch(self) -> int: ...  # columns that may be kept at once
     def estimate_survivors(self, level: Any) -> float: ...  # about how many pairs have q_ij > level_i
-    def survivors(self, level: Any, weights: Any = None) -> Sparse: ...  # those pairs, stored: one sweep or half of one
+    def survivors(
+        self, level: Any, weights: Any = None
+    ) -> Sparse: ...  # those pairs, stored: one sweep or half of one
 
     def totals(self) -> np.ndarray: ...  # (n,) int64 sum_i q_ij
     def diagonal(self) -> np.ndarray: ...  # (n,) int64 q_jj; candidates x candidates

@@ -62,9 +62,7 @@ class LinearFeatures:
         return out
 
     def own(self) -> np.ndarray:
-        """x_j . x_j, (n,) float64: for cosines 1, or 0 for a zero row, as defined."""
-        if isinstance(self.geometry.kind, (Cosine, CosineShifted, CosineSquared)):
-            return self.x.any(axis=1).astype(np.float64)
+        """x_j . x_j, (n,) float64."""
         out = np.empty(len(self.x))
 
         def work(where: slice, block: np.ndarray) -> None:

@@ -19,7 +19,9 @@ from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
 from smartgpu.workers import Workers
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
 
-LIMB = 22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
+LIMB = (
+    22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
+)
 
 
 SAMPLE = 192  # rows on which survivors are counted beforehand
@@ -30,7 +32,9 @@ def default_memory() -> int:
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         with open("/proc/meminfo", encoding="ascii") as file:  # counts what the page cache would give back
-            free = next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), free)
+            free = next(
+                (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), free
+            )
     except (OSError, ValueError, AttributeError):
         free = 8 << 30
     return max(free // 8, 256 << 20)
@@ -217,7 +221,8 @@ class NumpyBackend:
         """The columns of a batch, computed once into place, and their excess over the level."""
         source, m = self.source, len(cols)
         width, panel = source.width(m), source.panel(cols)
-        store = np.empty((blas.round_up(self.r, 96), width), np.float32)
+        last = self.blocks(self.r)[-1]
+        store = np.empty((last.start + blas.round_up(last.stop - last.start, 96), width), np.float32)
         raw = store.view(np.int32)[:, source.pad : source.pad + m]
 
         def work(i: slice) -> np.ndarray:
@@ -243,7 +248,9 @@ class NumpyBackend:
 
     def survivors(self, level: np.ndarray, weights: np.ndarray | None = None) -> Survivors:
         """All pairs with q_ij > level_i, stored by column: one sweep, half of one where rows are candidates."""
-        whole = None if weights is None else weights[0].astype(np.int64) + (weights[1].astype(np.int64) << LIMB)
+        whole = (
+            None if weights is None else weights[0].astype(np.int64) + (weights[1].astype(np.int64) << LIMB)
+        )
         self.pairs += self.n * (self.n + 1) // 2 if self.source.symmetric else self.r * self.n
         return survivors(self, level, whole)
 

@@ -36,7 +36,9 @@ class SparseKept:
 class Survivors:
     """Pairs by column: those of candidate j are rows[ptr[j]:ptr[j + 1]], raw[...]. ptr (n + 1,) int64."""
 
-    def __init__(self, ptr: np.ndarray, rows: np.ndarray, raw: np.ndarray, weights: np.ndarray | None, workers: Workers):
+    def __init__(
+        self, ptr: np.ndarray, rows: np.ndarray, raw: np.ndarray, weights: np.ndarray | None, workers: Workers
+    ):
         self.ptr, self.rows, self.raw, self.weights, self.workers = ptr, rows, raw, weights, workers
 
     def __len__(self) -> int:
@@ -182,7 +184,9 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
     return Survivors(*store.finish(), weights, backend.workers)
 
 
-def _by_candidate(raw: np.ndarray, level: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_candidate(
+    raw: np.ndarray, level: np.ndarray, start: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Survivors of a tile (rows, candidates), candidate by candidate: counts per candidate, rows, raw values."""
     alive = np.ascontiguousarray((raw > level[:, None]).T)
     counts = np.count_nonzero(alive, axis=1)
@@ -206,7 +210,10 @@ class _Store:
 
     def __init__(self, n: int, capacity: int):
         self.ptr = np.zeros(n + 1, np.int64)
-        self.rows, self.raw = np.empty(capacity, np.int32), np.empty(capacity, np.int32)  # pages come when written
+        self.rows, self.raw = (
+            np.empty(capacity, np.int32),
+            np.empty(capacity, np.int32),
+        )  # pages come when written
         self.end = 0
 
     def append(self, stripe: slice, chunks: list) -> None:

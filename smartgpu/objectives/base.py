@@ -43,13 +43,19 @@ class State(Protocol):
     active: int  # of them, those worth keeping up to date together: few where that is dear
 
     def gains(self) -> np.ndarray: ...  # (n,) float64, fresh gains of all candidates
-    def screen(self, cols: np.ndarray) -> np.ndarray | None: ...  # (m,) better upper bounds, where cheaper than gains
-    def bounds(self) -> tuple[np.ndarray, bool]: ...  # (n,) upper bounds on the gains now; True if they are the gains
-    def improve(self) -> tuple[np.ndarray, bool] | None: ...  # better bounds, where work since has made them cheap
+    def screen(
+        self, cols: np.ndarray
+    ) -> np.ndarray | None: ...  # (m,) better upper bounds, where cheaper than gains
+    def bounds(
+        self,
+    ) -> tuple[np.ndarray, bool]: ...  # (n,) upper bounds on the gains now; True if they are the gains
+    def improve(
+        self,
+    ) -> tuple[np.ndarray, bool] | None: ...  # better bounds, where work since has made them cheap
     def evaluate(self, cols: np.ndarray) -> Batch: ...  # cols (m,) int64, distinct
     def add(self, cols: np.ndarray) -> None: ...  # commit rows in this order
     def value(self) -> float: ...  # f(S)
-    def total(self) -> float: ...  # f(V), what choosing everything would give; ValueError if not monotone
+    def total(self) -> float: ...  # f(V), what choosing everything would give
 
 
 class Eager:
@@ -96,7 +102,9 @@ class Ground:
     def features(self, represented: np.ndarray | None = None) -> tuple[LinearFeatures, LinearFeatures]:
         """Candidates' and represented rows' features, of one geometry, in float64 arithmetic."""
         geometry = self.geometry(represented)
-        return LinearFeatures(geometry, geometry.x, self.workers), LinearFeatures(geometry, geometry.rows, self.workers)
+        return LinearFeatures(geometry, geometry.x, self.workers), LinearFeatures(
+            geometry, geometry.rows, self.workers
+        )
 
     def wide(self) -> Wide:
         return Wide(self.geometry(), self.workers)
@@ -138,6 +146,9 @@ class Objective:
 
     def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         """Raises ValueError where the spec does not fit the pool, before any work."""
+
+    def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        """Raises ValueError, saying why, where f may fall as rows are added: coverage means nothing then."""
 
     def bind(self, ground: Ground) -> State:
         raise NotImplementedError

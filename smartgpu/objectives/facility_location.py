@@ -134,7 +134,9 @@ class FacilityLocationState:
                 self.compacted = self.picks
                 return self.gains(), True
             self.next_check = 2 * self.spent
-            if self.cheap is not None:  # many picks to come before survivors fit: exact bounds are worth a sweep
+            if (
+                self.cheap is not None
+            ):  # many picks to come before survivors fit: exact bounds are worth a sweep
                 self.cheap = None
                 return self.gains(), True
         if self.cheap is not None and self.picks > self.bounded:

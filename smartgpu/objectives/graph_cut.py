@@ -44,6 +44,15 @@ class GraphCut(Objective):
                 f"represented must have as many features as X: {x.shape[1]}, got {self.represented.shape[1]}"
             )
 
+    def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        signed = x.lowest < 0 if isinstance(x, Matrix) else kind.signed
+        if self.lam > 0.5 or signed or self.represented is not None:
+            raise ValueError(
+                "coverage needs a monotone objective: graph cut is one for lam <= 0.5 and similarities that cannot "
+                "be negative, such as cosine_shifted, without a separate represented set; got "
+                f"lam = {self.lam}, {kind.name}"
+            )
+
     def bind(self, ground: Ground) -> State:
         return (LinearGraphCut if ground.kind.affine is not None else GeneralGraphCut)(self, ground)
 
@@ -106,7 +115,6 @@ class LinearGraphCut(Eager):
         return float(self.unit * (joint - self.lam * inside))
 
     def total(self) -> float:
-        need_monotone(self.lam)
         everything = self.features.sum()
         joint = self.a * (self.whole @ everything) + self.b * self.r * self.n
         inside = self.a * (everything @ everything) + self.b * self.n**2
@@ -176,17 +184,7 @@ class GeneralGraphCut(Eager):
         return float(self.scale * (int(self.totals[picks].sum()) - self.lam * inside))
 
     def total(self) -> float:
-        need_monotone(self.lam)
-        if not self.backend.same:
-            raise ValueError(
-                "coverage of graph cut with a separate represented set is not defined: f(V) is no maximum"
-            )
         return float(self.scale * (1 - self.lam) * int(self.totals.sum()))
-
-
-def need_monotone(lam: float) -> None:
-    if lam > 0.5:
-        raise ValueError(f"coverage needs a monotone objective: graph cut is one for lam <= 0.5, got {lam}")
 
 
 class _Refreshed:

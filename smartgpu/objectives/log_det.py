@@ -13,6 +13,7 @@ from smartgpu.objectives.graph_cut import need_square, nonnegative
 from smartgpu.similarity import Matrix, Similarity
 
 EPS = np.finfo(np.float64).eps
+DENSE = 20_000  # rows up to which an n x n matrix in float64 is made
 DELAY = 64  # picks that wait before Q takes them together
 GRID = 2.0**40  # gains are multiples of 2^-40, coarser than their rounding: what ties in theory ties here
 
@@ -40,6 +41,17 @@ class LogDet(Objective):
                 raise ValueError(
                     f"log_det needs a symmetric precomputed similarity: X differs from its transpose by {x.asymmetry:.3g}"
                 )
+
+    def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        if self.lam < 1:
+            raise ValueError(
+                f"coverage needs a monotone objective: log_det is one for lam >= 1, got {self.lam}"
+            )
+        n = x.shape[1] if isinstance(x, Matrix) else len(x)
+        if kind.affine is None and n > DENSE:
+            raise ValueError(
+                f"coverage of log_det on {kind.name} takes an n x n matrix: n <= {DENSE}, got {n}"
+            )
 
     def bind(self, ground: Ground) -> LogDetState:
         if ground.kind.affine is not None and self.lam >= 1e-8 * _mean_square(ground):
@@ -136,14 +148,7 @@ class LogDetState(Eager):
     def value(self) -> float:
         return self.log_value
 
-    def total(self) -> float:
-        if self.lam < 1:
-            raise ValueError(
-                f"coverage needs a monotone objective: log_det is one for lam >= 1, got {self.lam}"
-            )
-        return self._total()
-
-    def _total(self) -> float: ...
+    def total(self) -> float: ...
 
 
 class WoodburyLogDet(LogDetState):
@@ -211,7 +216,9 @@ class WoodburyLogDet(LogDetState):
         late = self.falls[np.arange(self.in_q, t) % len(self.falls)]
         fall = (self.q @ y - (late @ y) @ late) / np.sqrt(self.residual[row])
         if len(near):
-            self.residual[near] = np.maximum(self.residual[near] - np.square(self._near(near) @ fall), self.lam)
+            self.residual[near] = np.maximum(
+                self.residual[near] - np.square(self._near(near) @ fall), self.lam
+            )
         self.falls[t % len(self.falls)] = fall
         if t + 1 - self.in_q >= DELAY:
             self._settle(t + 1)
@@ -234,7 +241,10 @@ class WoodburyLogDet(LogDetState):
         self.narrow_t = t
         rows = self._distinct(self.inverse[cols])
         newer = self.stamp[rows] > self.upper_stamp[rows]
-        self.upper[rows[newer]], self.upper_stamp[rows[newer]] = self.residual[rows[newer]], self.stamp[rows[newer]]
+        self.upper[rows[newer]], self.upper_stamp[rows[newer]] = (
+            self.residual[rows[newer]],
+            self.stamp[rows[newer]],
+        )
         behind = t - self.upper_stamp[rows]
         rows, behind = rows[behind > 0], behind[behind > 0]
         order = np.argsort(behind, kind="stable")
@@ -267,7 +277,7 @@ class WoodburyLogDet(LogDetState):
         self.upper[rows] = np.maximum(self.upper[rows] - drop, self.lam)
         self.upper_stamp[rows] = t
 
-    def _total(self) -> float:
+    def total(self) -> float:
         gram = self.lam * np.eye(self.d)
         for i in range(0, self.n, 2048):
             y = self._features(self.inverse[i : i + 2048])
@@ -302,6 +312,11 @@ class CholeskyLogDet(LogDetState):
         for i in range(0, len(out), 96):
             rows = np.arange(i, min(i + 96, len(out)))
             out[rows] = np.diagonal(self._similarity(rows, rows)) + self.lam
+        if len(out) and out.min() < self.lam - self.noise * max(out.max(), 1e-300):
+            worst = int(self.first[out.argmin()])
+            raise ValueError(
+                f"log_det needs a positive semi-definite similarity: s_jj = {out.min() - self.lam:.3g} at row {worst}"
+            )
         return out
 
     def _grow(self, t: int) -> None:
@@ -349,12 +364,8 @@ class CholeskyLogDet(LogDetState):
             self.residual[near] = self._checked(self.residual[near] - np.square(entry))
             self.done[near] = at + 1
 
-    def _total(self) -> float:
+    def total(self) -> float:
         every = np.arange(len(self.first))
-        if len(self.inverse) > 20_000:
-            raise ValueError(
-                f"coverage of log_det with this similarity needs an n x n matrix: n <= 20000, got {self.n}"
-            )
         s = self._similarity(every, every)[np.ix_(self.inverse, self.inverse)]
         return float(np.linalg.slogdet(s + self.lam * np.eye(self.n))[1])
 

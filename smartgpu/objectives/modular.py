@@ -24,6 +24,10 @@ class Modular(Objective):
     def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         per_row("scores", self.scores, x.shape[1] if isinstance(x, Matrix) else len(x))
 
+    def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        if (self.scores < 0).any():
+            raise ValueError(f"coverage needs a monotone objective: scores >= 0, got {self.scores.min()}")
+
     def take(self, rows: np.ndarray) -> Modular:
         return Modular(self.scores[rows])
 
@@ -53,8 +57,6 @@ class ModularState(Eager):
         return float(self.scores[self.chosen].sum())
 
     def total(self) -> float:
-        if (self.scores < 0).any():
-            raise ValueError(f"coverage needs scores >= 0, got {self.scores.min()}")
         return float(self.scores.sum())
 
 

@@ -33,6 +33,11 @@ class WeightedSum(Objective):
         for _, term in self.terms:
             term.check(x, kind)
 
+    def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
+        for weight, term in self.terms:
+            if weight > 0:
+                term.need_monotone(x, kind)
+
     def take(self, rows: np.ndarray) -> WeightedSum:
         return WeightedSum(tuple((c, term.take(rows)) for c, term in self.terms))
 
