@@ -60,7 +60,7 @@ def select(
                 with the same result; a call with other data or options is refused, with what differs
     options     fields of smartgpu.Options: maximizer, tie_break, epsilon, seed, threads, memory, progress
 
-    Returns a Selection: indices (k,) int64 in pick order, gains (k,) float64, value f(S). Raises ValueError or TypeError
+    Returns a Selection: indices (k,) int64 in pick order, gains (k,) float64, value f(S). Raises ValueError, TypeError
     naming the argument, before any work. Facility location costs O(n^2 d) per sweep and a handful of sweeps (lazy),
     O(n d) memory. (1 - 1/e) f(OPT) for monotone submodular objectives (Nemhauser, Wolsey, Fisher 1978).
     """
@@ -167,7 +167,7 @@ class Evaluation:
     value       f(S)
     total       f(V), what choosing every row would give; None for objectives that are not monotone
     coverage    value / total
-    percentiles {1: ..., 5: ..., 10: ..., 25: ..., 50: ...}: similarity of the least covered points to their nearest chosen row
+    percentiles {1: ..., 5: ..., 10: ..., 25: ..., 50: ...}: how similar the least covered points are to their pick
     bound       upper bound on the value of any set of as many rows: f(S) + the k largest gains left (monotone only)
     """
 

@@ -168,7 +168,7 @@ def as_similarity_matrix(value: Any, name: str = "X") -> Matrix:
 
 
 def as_rows(value: Any, n: int, name: str) -> np.ndarray:
-    """Row numbers, (m,) int64 in [0, n), from a sequence of integers or a boolean mask (n,). Repeated rows count once."""
+    """Row numbers, (m,) int64 in [0, n), from integers or a boolean mask (n,). Repeated rows count once."""
     if value is None:
         return np.empty(0, np.int64)
     try:

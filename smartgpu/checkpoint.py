@@ -50,7 +50,7 @@ class Checkpoint:
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """(indices, gains) so far, empty where there is no checkpoint. ValueError for one of another call."""
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with open(self.path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 record = json.loads(str(file["record"]))
                 indices, gains = file["indices"].astype(np.int64), file["gains"].astype(np.float64)
         except FileNotFoundError:

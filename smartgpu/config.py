@@ -101,7 +101,9 @@ class Config:
     epsilon: float = option(0.01, "stochastic only: n / k ln(1 / epsilon) candidates a pick", on=RUNS)
     seed: int = option(0, "stochastic only", on=RUNS)
     threads: int | None = option(None, "CPU threads (default: all)")
-    memory: str | None = option(None, "memory for kept columns, bytes or '4GB' (default 1GB)")
+    memory: str | None = option(
+        None, "memory beyond the input, bytes or '4GB' (default: a sixteenth of what is free)"
+    )
     overwrite: bool = option(False, "start anew, replacing what OUT holds of another run", on=RUNS)
     quiet: bool = option(False, "no progress bars, warnings only", short="-q")
     verbose: bool = option(False, "more log lines, and where an error came from", short="-v")

@@ -212,7 +212,7 @@ class Bounds:
 def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, seed: int) -> None:
     """Stochastic greedy: at each pick the best of a fresh sample of ceil(n / k ln(1 / epsilon)) open candidates.
 
-    (1 - 1/e - epsilon) f(OPT) in expectation, O(n ln(1 / epsilon)) evaluations in all (Mirzasoleiman et al., AAAI 2015).
+    (1 - 1/e - epsilon) f(OPT) in expectation, O(n ln(1 / epsilon)) evaluations (Mirzasoleiman et al., AAAI 2015).
     """
     constraint, run = picker.constraint, picker.run
     rng = np.random.default_rng(seed)

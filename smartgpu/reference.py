@@ -100,7 +100,7 @@ class Problem:
 
 @dataclass
 class Greedy:
-    """The greedy run. margins[t] is how far pick t led the next best candidate: picks are certain only above rounding."""
+    """The greedy run. margins[t] is how far pick t led the next best: picks are certain above rounding only."""
 
     indices: np.ndarray
     gains: np.ndarray

@@ -147,7 +147,7 @@ class Selection:
         from smartgpu.similarity import KINDS
 
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 meta = json.loads(str(file["metadata"]))
                 arrays = {"indices": file["indices"], "gains": file["gains"]}
             if meta.pop("format") != FORMAT:

@@ -95,7 +95,7 @@ class ExpEuclidean(Similarity):
 
 @dataclass(frozen=True)
 class MaxMinusSqeuclidean(Similarity):
-    """s = M - |x - y|^2, M the largest squared distance of any pair (apricot's default); one more pass over all pairs."""
+    """s = M - |x - y|^2, M the largest squared distance of any pair (apricot's default); one more pass over all."""
 
     name: ClassVar[str] = "max_minus_sqeuclidean"
     positive_semidefinite: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Threads: ours, over blocks, each with scratch arrays of its own; and those of BLAS, which must not split a product."""
+"""Threads: ours, over blocks, each with scratch arrays of its own; and those of BLAS, which must not split products."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _before = 0
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, every BLAS call uses one thread (a split product would change places in tiles). Re-entrant, thread-safe."""
+    """Inside, every BLAS call uses one thread: a split product would move places in tiles. Re-entrant, thread-safe."""
     global _depth, _before
     calls = _thread_calls()
     if calls is None:

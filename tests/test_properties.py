@@ -263,6 +263,18 @@ def test_greedy_against_the_optimum(problem, data):
     assert bound >= best - 4 * k * tol
 
 
+@pytest.mark.parametrize("kind", ["cosine", "cosine_shifted", "dot"])
+@pytest.mark.parametrize("d", [3, 384, 4096])
+def test_bounds_where_they_are_tight(rng, kind, d):
+    """Of equal rows every bound is the gain itself, up to the rounding that it must allow for."""
+    for _ in range(20):
+        x = np.repeat(rng.standard_normal((1, d)) + rng.random(), 40, axis=0).astype(np.float32)
+        for objective in (FacilityLocation(), FacilityLocation(rng.random(40))):
+            state = objective.bind(Ground(x, as_similarity(kind)))
+            bounds, gains = state.bounds()[0], state.gains()
+            assert (bounds >= gains).all() and (bounds <= gains * (1 + 1e-2)).all()
+
+
 @few
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["facility_location", "graph_cut"]))
 def test_many_ties(seed, name):

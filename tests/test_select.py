@@ -137,6 +137,7 @@ def test_given_and_exclude(rng):
             np.testing.assert_allclose(sel.gains, plain.gains[7:], rtol=1e-9)
             assert sel.base_value == pytest.approx(plain.gains[:7].sum(), rel=1e-9)
             assert sel.value == pytest.approx(plain.value, rel=1e-9)
+            assert sel.prefix(5).value == pytest.approx(plain.gains[:12].sum(), rel=1e-9)
         given, closed = [3, 400, 17], rng.choice(np.arange(20, 390), 200, replace=False)
         sel = select(x, 25, objective, given=given, exclude=closed)
         # Excluded copies may not be picked, so a copy is tied with the open ones only.
@@ -296,3 +297,17 @@ def test_lazy_graph_cut_of_similarities_below_a_quantum():
     )
     np.testing.assert_array_equal(lazy.indices, naive.indices)
     np.testing.assert_array_equal(lazy.gains, naive.gains)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "cosine_shifted", "rbf"])
+@pytest.mark.parametrize("lam", [1e-4, 1e-6])
+def test_copies_tie_for_small_ridges(rng, similarity, lam):
+    """Residuals near the ridge are nearly all rounding: copies tie all the same, in any batch."""
+    distinct = synthetic(rng, 60, 9)
+    x = distinct[rng.integers(0, 60, 400)]
+    sel, naive = (select(x, 150, LogDet(lam), similarity, maximizer=m) for m in ("lazy", "naive"))
+    np.testing.assert_array_equal(sel.indices, naive.indices)
+    taken = np.zeros(400, bool)
+    for j in sel.indices:
+        assert not ((x[:j] == x[j]).all(axis=1) & ~taken[:j]).any(), f"row {j} was picked before an equal one"
+        taken[j] = True

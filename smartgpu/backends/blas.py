@@ -57,7 +57,7 @@ def make_panel(y: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def multiply(a: np.ndarray, panel: np.ndarray, layout: Layout, m: int, out: np.ndarray) -> np.ndarray:
-    """a (r, d), r whole groups of rows, times the panel: (r, m), a view into `out` (at least r * panel rows entries)."""
+    """a (r, d), r whole groups of rows, times the panel: (r, m), a view into `out` (r * panel rows entries or more)."""
     tile = out[: len(a) * len(panel)].reshape(len(a), len(panel))
     np.matmul(a, panel.T, out=tile)
     return tile[:, layout.pad : layout.pad + m]

@@ -16,8 +16,8 @@ import numpy as np
 from smartgpu.backends import QUANTUM, blas
 from smartgpu.backends.survivors import Survivors, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
-from smartgpu.workers import Workers
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
+from smartgpu.workers import Workers
 
 LIMB = (
     22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
@@ -28,7 +28,7 @@ SAMPLE = 192  # rows on which survivors are counted beforehand
 
 
 def default_memory() -> int:
-    """An eighth of the memory that is free now, in bytes."""
+    """A sixteenth of the memory that is free now, in bytes."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         with open("/proc/meminfo", encoding="ascii") as file:  # counts what the page cache would give back
@@ -37,7 +37,7 @@ def default_memory() -> int:
             )
     except (OSError, ValueError, AttributeError):
         free = 8 << 30
-    return max(free // 8, 256 << 20)
+    return max(free // 16, 256 << 20)
 
 
 @dataclass

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smartgpu.backends.tiles import BASE
 from smartgpu.workers import Workers
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _split(ends: np.ndarray) -> list[tuple[int, int]]:
         return []
     cuts = np.searchsorted(ends, np.arange(TASK, int(ends[-1]), TASK)) + 1
     edges = np.unique(np.concatenate([[0], cuts, [len(ends)]]))
-    return [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [(int(a), int(b)) for a, b in pairwise(edges)]
 
 
 def _sums(values: np.ndarray, ends: np.ndarray) -> np.ndarray:

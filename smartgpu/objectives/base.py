@@ -140,7 +140,7 @@ def distinct_rows(features: LinearFeatures) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Objective:
-    """A set function to maximise. Objectives add, and multiply by weights >= 0: 0.3 * FacilityLocation() + Modular(q)."""
+    """A set function to maximise. Objectives add, and multiply by weights >= 0: 0.3 * GraphCut() + Modular(scores)."""
 
     name: ClassVar[str]
 

@@ -71,7 +71,7 @@ class FacilityLocation(Objective):
 class FacilityLocationState:
     """Levels and exact integer excesses; `scale` turns them into gains.
 
-    Work goes from dense to sparse. At first columns are computed as they are asked for, the search for them led by cheap
+    Work goes from dense to sparse. At first columns are computed as they are asked for, the search for them led by
     bounds. As soon as that has cost a share of a sweep, and the pairs that can still matter fit the memory, these
     survivors are stored, and there is no dense work after that.
     """

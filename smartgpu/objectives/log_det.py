@@ -39,7 +39,7 @@ class LogDet(Objective):
             need_square(x, "log_det")
             if x.asymmetry > 1e-6 * x.unit:
                 raise ValueError(
-                    f"log_det needs a symmetric precomputed similarity: X differs from its transpose by {x.asymmetry:.3g}"
+                    f"log_det needs a symmetric similarity: X differs from its transpose by {x.asymmetry:.3g}"
                 )
 
     def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
@@ -152,9 +152,9 @@ class LogDetState(Eager):
 
 
 class WoodburyLogDet(LogDetState):
-    """s = y_i . y_j with y = sqrt(unit) [sqrt(a) x, sqrt(b)]: residual_j = lam + y_j' Q y_j, Q = lam (lam I + Y_S'Y_S)^-1.
+    """s = y_i . y_j, y = sqrt(unit) [sqrt(a) x, sqrt(b)]: residual_j = lam + y_j' Q y_j, Q = lam (lam I + Y_S' Y_S)^-1.
 
-    After a pick p: v = Q y_p, c = residual_p, Q -= v v' / c, and every y_j' Q y_j falls by (y_j . v)^2 / c. O(d^2) memory.
+    After a pick p: v = Q y_p, c = residual_p, Q -= v v' / c, every y_j' Q y_j falls by (y_j . v)^2 / c. O(d^2) memory.
     """
 
     def __init__(self, spec: LogDet, ground: Ground):
@@ -288,7 +288,7 @@ class WoodburyLogDet(LogDetState):
 class CholeskyLogDet(LogDetState):
     """Any positive semi-definite kind: rows of the Cholesky factor, brought up to date only for rows evaluated.
 
-    c_jt = (s_{p_t j} - sum_{r<t} c_{p_t r} c_jr) / c_{p_t t}; residual_j = s_jj + lam - sum_t c_jt^2. O(k) per row touched.
+    c_jt = (s_{p_t j} - sum_{r<t} c_{p_t r} c_jr) / c_{p_t t}; residual_j = s_jj + lam - sum_t c_jt^2. O(k) per row.
     """
 
     def __init__(self, spec: LogDet, ground: Ground):
