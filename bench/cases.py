@@ -87,9 +87,9 @@ CASES: tuple[Case, ...] = (
 
 QUICK: tuple[Case, ...] = (
     Case(FL, "alpaca", 1_000, 100),
-    Case(GC, "alpaca", 1_000, 100),
-    Case(LD, "alpaca", 1_000, 100),
-    Case(FL, "gaussian", 2_000, 200, d=1024, providers=GREEDY),
+    Case(GC, "alpaca", 1_000, 100, providers=(*GREEDY, "numpy")),
+    Case(LD, "alpaca", 1_000, 100, providers=(*GREEDY, "numpy")),
+    Case(FL, "gaussian", 2_000, 200, d=1024, providers=("blas", *OURS, "submodlib")),
     Case(FL, "alpaca", 5_000, 500, providers=(*GREEDY, "smartgpu-numpy-1gb", "kmedoids")),
 )
 

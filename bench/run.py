@@ -32,7 +32,7 @@ MB = 1e6
 REFERENCE_ROWS = 2000  # pools up to here are compared with the naive float64 reference as a whole
 YARDSTICK_ROWS = 60_000  # one product of a larger pool takes minutes
 SHARE_OF_MEMORY = 0.85  # of what is free, for one run: nothing may swap or be killed
-SETTLE = 0.3  # seconds between runs: the idle threads of the one before stop spinning
+SETTLE = 0.1  # seconds between runs: the idle threads of the one before stop spinning
 
 
 @dataclass

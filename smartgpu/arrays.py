@@ -48,6 +48,8 @@ def check_finite(x: np.ndarray, name: str) -> None:
 
 
 def _to_numpy(value: Any, name: str) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: fill or drop the masked values first")
     if isinstance(value, np.ndarray):
         return value if type(value) in (np.ndarray, np.memmap) else np.asarray(value)
     package = type(value).__module__.partition(".")[0]
@@ -76,6 +78,8 @@ def _to_numpy(value: Any, name: str) -> np.ndarray:
 
 
 def _from_dataset(dataset: Any, name: str) -> np.ndarray:
+    if type(dataset).__name__ == "Column":  # ds["embeddings"]
+        return _from_arrow(dataset.source.select_columns([dataset.column_name]).with_format("arrow")[:], name)
     names = list(getattr(dataset, "column_names", []))
     if not hasattr(dataset, "num_rows") or isinstance(dataset, dict) or isinstance(names, dict):
         raise TypeError(

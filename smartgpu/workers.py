@@ -6,13 +6,13 @@ import ctypes
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 
-SLOW = 200  # items from which a pass over all pairs shows a bar
+SLOW = 64  # blocks from which a pass over all pairs shows a bar
 
 
 def cpu_count() -> int:
@@ -81,13 +81,15 @@ class Workers:
         """work(item) for every item, results in order. BLAS uses one thread inside each."""
         with one_thread():
             results = map(work, items) if self._executor is None else self._executor.map(work, items)
-            if label and self.progress and len(items) >= SLOW:
-                from tqdm.auto import tqdm
+            return list(self.bar(results, len(items), label) if label else results)
 
-                results = tqdm(
-                    results, total=len(items), desc=label, unit="block", mininterval=0.5, leave=False
-                )
-            return list(results)
+    def bar(self, items: Iterable, total: int, label: str) -> Iterable:
+        """items, with a bar on stderr where progress is asked for and there are many."""
+        if not self.progress or total < SLOW:
+            return items
+        from tqdm.auto import tqdm
+
+        return tqdm(items, total=total, desc=label, unit="block", mininterval=0.5, leave=False)
 
     def buffer(self, name: str, shape: tuple[int, int], dtype: type) -> np.ndarray:
         """A scratch array of this thread: fresh pages for every tile would cost more than the tile."""

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, Rbf, reference
-from smartgpu.backends.blas import one_thread
 from smartgpu.similarity import KINDS, as_similarity
+from smartgpu.workers import one_thread
 
 SIMILARITIES = {name: as_similarity(name) for name in KINDS if name != "precomputed"} | {
     "rbf-0.1": Rbf(gamma=0.1)

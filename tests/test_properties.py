@@ -264,10 +264,10 @@ def test_greedy_against_the_optimum(problem, data):
 
 
 @pytest.mark.parametrize("kind", ["cosine", "cosine_shifted", "dot"])
-@pytest.mark.parametrize("d", [3, 384, 4096])
+@pytest.mark.parametrize("d", [3, 384, 800])
 def test_bounds_where_they_are_tight(rng, kind, d):
     """Of equal rows every bound is the gain itself, up to the rounding that it must allow for."""
-    for _ in range(20):
+    for _ in range(8):
         x = np.repeat(rng.standard_normal((1, d)) + rng.random(), 40, axis=0).astype(np.float32)
         for objective in (FacilityLocation(), FacilityLocation(rng.random(40))):
             state = objective.bind(Ground(x, as_similarity(kind)))

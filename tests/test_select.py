@@ -8,8 +8,8 @@ from oracle import OBJECTIVES, PER_ROW, SIMILARITIES, N, check, represented, syn
 
 import smartgpu
 from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, reference, select
-from smartgpu.backends.blas import one_thread
 from smartgpu.similarity import as_similarity
+from smartgpu.workers import one_thread
 
 
 @pytest.fixture(params=["alpaca", "synthetic"])

@@ -177,7 +177,7 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
             pending[at]  # the lists exist before threads append to them
         backend.workers.run(work, tiles if ready is None else [-1, *tiles])
 
-    for s, stripe in enumerate(stripes):
+    for s, stripe in enumerate(backend.workers.bar(stripes, len(stripes), "survivors")):
         stripe_work(s, stripe, source.panel(stripe))
         ready = stripe, sorted(pending.pop(s), key=lambda chunk: chunk[0])
     store.append(*ready)

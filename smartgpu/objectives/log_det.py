@@ -87,7 +87,7 @@ class LogDetState(Eager):
         self.log_value = 0.0
         self.residual = self._first_residuals()
         self.top = float(self.residual.max(initial=0.0))
-        self.margin = 1e-9 if self.lam == 0 else min(1e-9, 2 / GRID + 64 * EPS * (1 + self.top / self.lam))
+        self.margin = 1e-9 if self.lam == 0 else 2 / GRID + 64 * EPS * (1 + self.top / self.lam)
         self.max_batch = min(self.n, 16384)
 
     def _first_residuals(self) -> np.ndarray: ...
