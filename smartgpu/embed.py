@@ -76,7 +76,7 @@ def embed(
     batch_size = _checked_int("batch_size", batch_size, 1)
     if max_tokens is not None:
         max_tokens = _checked_int("max_tokens", max_tokens, 3)  # two special tokens and one of text
-    source = _find(model)
+    source = find_model(model)
     shards = _Shards(cache, source, max_tokens)
     rows = np.argsort(which, kind="stable")
     ends = np.concatenate(([0], np.cumsum(np.bincount(which))))  # rows of text u: rows[ends[u]:ends[u + 1]]
@@ -176,7 +176,7 @@ class _Source:
     identity: str
 
 
-def _find(model: str | Path | None) -> _Source:
+def find_model(model: str | Path | None) -> _Source:
     """The model's folder on this disk, checked; no library is imported and no network used."""
     if model is None or model in (DEFAULT_MODEL, f"sentence-transformers/{DEFAULT_MODEL}"):
         folder, name = _default_folder(), DEFAULT_MODEL

@@ -57,7 +57,7 @@ class Source:
             return fingerprint(self.x)
         from smartgpu import embed
 
-        model = embed._find(config.embedder)  # one that is not here is refused
+        model = embed.find_model(config.embedder)  # one that is not here is refused
         self.origin |= {"model": model.name, "identity": model.identity, "max_tokens": config.max_tokens}
         return self.origin
 

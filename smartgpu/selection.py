@@ -72,7 +72,7 @@ class Selection:
         )
 
     def __str__(self) -> str:
-        first, last = (f"{self.gains[0]:.4g}", f"{self.gains[-1]:.4g}") if self.k else ("-", "-")
+        first, last = (f"{self.gains[0]:.5g}", f"{self.gains[-1]:.5g}") if self.k else ("-", "-")
         phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
         head = ", ".join(str(j) for j in self.indices[:8]) + (", ..." if self.k > 8 else "")
         return "\n".join(

