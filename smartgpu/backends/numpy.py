@@ -7,7 +7,6 @@ are kept in that raw form too, so that a tile costs one product, one addition, o
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from smartgpu.backends import QUANTUM, blas
 from smartgpu.backends.survivors import Survivors, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
-from smartgpu.workers import Workers
+from smartgpu.workers import Workers, default_memory
 
 LIMB = (
     22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
@@ -25,19 +24,6 @@ LIMB = (
 
 
 SAMPLE = 192  # rows on which survivors are counted beforehand
-
-
-def default_memory() -> int:
-    """A sixteenth of the memory that is free now, in bytes."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        with open("/proc/meminfo", encoding="ascii") as file:  # counts what the page cache would give back
-            free = next(
-                (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), free
-            )
-    except (OSError, ValueError, AttributeError):
-        free = 8 << 30
-    return max(free // 16, 256 << 20)
 
 
 @dataclass

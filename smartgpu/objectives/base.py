@@ -16,7 +16,7 @@ from smartgpu.backends import Backend, open_backend
 from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.checkpoint import fingerprint
 from smartgpu.similarity import Geometry, Matrix, Similarity, prepare
-from smartgpu.workers import Workers
+from smartgpu.workers import Workers, default_memory
 
 
 class Batch(Protocol):
@@ -108,6 +108,11 @@ class Ground:
 
     def wide(self) -> Wide:
         return Wide(self.geometry(), self.workers)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that states may take in all."""
+        return self._how.get("memory") or 8 * default_memory()
 
     @functools.cached_property
     def workers(self) -> Workers:

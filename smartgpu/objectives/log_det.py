@@ -292,6 +292,7 @@ class CholeskyLogDet(LogDetState):
     """
 
     def __init__(self, spec: LogDet, ground: Ground):
+        self.kind, self.memory = ground.kind.name, ground.memory
         self.exact = None if isinstance(ground.x, Matrix) else ground.wide()
         self.backend = ground.backend() if self.exact is None else None
         if self.exact is None:
@@ -321,6 +322,14 @@ class CholeskyLogDet(LogDetState):
 
     def _grow(self, t: int) -> None:
         if t > self.factor.shape[1]:
+            need = (
+                16 * self.factor.shape[1] * int(np.count_nonzero(self.done))
+            )  # pages are taken when written
+            if need > self.memory:
+                raise MemoryError(
+                    f"log_det on {self.kind} needs {need / 1e6:.0f} MB for pick {t}, 8 bytes for each pick and row that "
+                    f"it looked at; memory allows {self.memory / 1e6:.0f} MB: give more, or choose fewer rows"
+                )
             wider = np.zeros((len(self.first), 2 * self.factor.shape[1]))
             touched = np.flatnonzero(self.done)
             wider[touched, : self.factor.shape[1]] = self.factor[touched]
