@@ -316,5 +316,5 @@ def test_errors_come_before_long_work():
 
 def test_log_det_keeps_to_its_memory():
     x = np.random.default_rng(0).standard_normal((2000, 16))
-    with pytest.raises(MemoryError, match="log_det on rbf needs .* MB for pick .* memory allows 4 MB"):
+    with pytest.raises(MemoryError, match=r"log_det on rbf needs .* MB for pick .* memory allows 4 MB"):
         select(x, 600, "log_det", "rbf", memory=4_000_000)

@@ -327,7 +327,7 @@ class CholeskyLogDet(LogDetState):
             )  # pages are taken when written
             if need > self.memory:
                 raise MemoryError(
-                    f"log_det on {self.kind} needs {need / 1e6:.0f} MB for pick {t}, 8 bytes for each pick and row that "
+                    f"log_det on {self.kind} needs {need / 1e6:.0f} MB for pick {t}, 8 bytes a pick and row that "
                     f"it looked at; memory allows {self.memory / 1e6:.0f} MB: give more, or choose fewer rows"
                 )
             wider = np.zeros((len(self.first), 2 * self.factor.shape[1]))
