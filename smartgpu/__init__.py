@@ -7,7 +7,8 @@
 
 import logging as _logging
 
-from smartgpu.api import Evaluation, evaluate, rank, select
+from smartgpu.api import rank, select
+from smartgpu.evaluation import Evaluation, evaluate
 from smartgpu.objectives import FacilityLocation, GraphCut, LogDet, Modular, WeightedSum
 from smartgpu.options import Options
 from smartgpu.selection import Assignment, Selection

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smartgpu import reference
-from smartgpu.arrays import as_count, as_matrix, as_rows, as_similarity_matrix
+from smartgpu.arrays import as_count, as_rows
 from smartgpu.backends import resolve
 from smartgpu.checkpoint import Checkpoint, fingerprint
 from smartgpu.constraints import Constraint
+from smartgpu.job import Job
 from smartgpu.maximize import Order, Picker, lazy, naive, stochastic
-from smartgpu.objectives import FacilityLocation, Ground, Objective, as_objective
+from smartgpu.objectives import Objective
 from smartgpu.options import Options, make_options
-from smartgpu.selection import Assignment, Selection
-from smartgpu.similarity import Matrix, Precomputed, Similarity, as_similarity
+from smartgpu.selection import Selection
+from smartgpu.similarity import Similarity
 from smartgpu.version import __version__
 from smartgpu.workers import one_thread
 
@@ -95,7 +93,7 @@ def rank(
 def _select(X, k, objective, similarity, options, coverage, given, exclude, report, checkpoint) -> Selection:
     clock = _Clock()
     with clock("prepare"):
-        job = _Job.check(X, objective, similarity, options)
+        job = Job.check(X, objective, similarity, options)
         if coverage is not None:
             job.objective.need_monotone(job.x, job.kind)
         taken, closed = as_rows(given, job.n, "given"), as_rows(exclude, job.n, "exclude")
@@ -160,163 +158,7 @@ def _select(X, k, objective, similarity, options, coverage, given, exclude, repo
     )
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How good a set of rows is, wherever it came from.
-
-    value       f(S)
-    total       f(V), what choosing every row would give; None for objectives that are not monotone
-    coverage    value / total
-    percentiles {1: ..., 5: ..., 10: ..., 25: ..., 50: ...}: how similar the least covered points are to their pick
-    bound       upper bound on the value of any set of as many rows: f(S) + the k largest gains left (monotone only)
-    """
-
-    k: int
-    n: int
-    value: float
-    total: float | None
-    coverage: float | None
-    percentiles: dict[int, float] | None
-    bound: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        out = dict(self.__dict__)
-        if self.percentiles is not None:
-            out["percentiles"] = {str(p): v for p, v in self.percentiles.items()}
-        return out
-
-    def __str__(self) -> str:
-        lines = [f"{self.k} of {self.n} rows", f"  f(S)      {self.value:.6g}"]
-        if self.coverage is not None:
-            lines.append(f"  coverage  {self.coverage:.2%} of f(V) = {self.total:.6g}")
-        if self.bound is not None:
-            share = (
-                f" (at least {self.value / self.bound:.2%} of the best possible)" if self.bound > 0 else ""
-            )
-            lines.append(f"  bound     no {self.k} rows reach more than {self.bound:.6g}{share}")
-        if self.percentiles:
-            worst = ", ".join(f"{p} %: {v:.3f}" for p, v in self.percentiles.items())
-            lines.append(f"  least covered points, similarity to their nearest chosen row: {worst}")
-        return "\n".join(lines)
-
-
-def evaluate(
-    X: Any,
-    indices: Any,
-    objective: str | Objective = "facility_location",
-    similarity: str | Similarity = "cosine",
-    backend: str = "auto",
-    **options: Any,
-) -> Evaluation:
-    """Score any set of rows of the pool X, from any tool: value, coverage, worst-covered points, upper bound.
-
-    indices (m,) row numbers or a mask (n,). Percentiles are those of facility location's levels (None for others).
-    The bound is f(S) + sum of the |S| largest gains left (monotone submodular objectives): no set of |S| rows reaches
-    more. One sweep. Raises as select() does.
-    """
-    job = _Job.check(X, objective, similarity, make_options(backend, options))
-    rows = as_rows(indices, job.n, "indices")
-    if not len(rows):
-        raise ValueError("indices is empty: there is nothing to evaluate")
-    if resolve(job.options.backend) == "reference":
-        return _evaluate_by_reference(job, rows)
-    ground = job.ground()
-    state = job.objective.bind(ground)
-    state.add(rows)
-    value = state.value()
-    try:
-        job.objective.need_monotone(job.x, job.kind)
-        total = state.total()
-    except ValueError:
-        total = None
-    bound = None
-    if total is not None:
-        gains = np.sort(np.maximum(np.delete(state.gains(), rows), 0))[::-1]
-        bound = min(value + float(gains[: len(rows)].sum()), max(total, value))
-    percentiles = None
-    if isinstance(job.objective, FacilityLocation):
-        levels = np.percentile(state.levels(), PERCENTILES)
-        percentiles = {p: float(v) for p, v in zip(PERCENTILES, levels, strict=True)}
-    share = value / total if total else None
-    return Evaluation(len(rows), job.n, value, total, share, percentiles, bound)
-
-
-def _evaluate_by_reference(job: _Job, rows: np.ndarray) -> Evaluation:
-    problem = reference.Problem(job.dense(), job.kind, job.objective)
-    value, total, bound, percentiles = problem.value(rows), None, None, None
-    with contextlib.suppress(ValueError):
-        job.objective.need_monotone(job.x, job.kind)
-        total = problem.value(range(job.n))
-        gains = np.sort(np.maximum(np.delete(problem.gains(rows), rows), 0))[::-1]
-        bound = min(value + float(gains[: len(rows)].sum()), max(total, value))
-    if isinstance(job.objective, FacilityLocation):
-        levels = np.percentile(np.maximum(problem.s[:, rows].max(axis=1), 0), PERCENTILES)
-        percentiles = {p: float(v) for p, v in zip(PERCENTILES, levels, strict=True)}
-    return Evaluation(len(rows), job.n, value, total, value / total if total else None, percentiles, bound)
-
-
-PERCENTILES = (1, 5, 10, 25, 50)
-
-
-def assign(X: Any, selection: Selection) -> Assignment:
-    """What Selection.assign does."""
-    job = _Job.check(X, "facility_location", selection._spec, Options())
-    if job.n != selection.n:
-        raise ValueError(f"X must be the pool that was selected from, {selection.n} rows, got {job.n}")
-    backend = job.ground().backend()
-    order = np.argsort(selection.indices)  # ascending: ties go to the lowest row
-    where, q = backend.nearest(selection.indices[order])
-    position = order[where]
-    if backend.r == job.n:  # a chosen row that ties with another stands for itself
-        own = backend.diagonal()[selection.indices]
-        stay = own >= q[selection.indices]
-        position[selection.indices[stay]] = np.flatnonzero(stay)
-    weight = np.bincount(position, minlength=selection.k)
-    return Assignment(selection.indices[position], position, q * backend.quantum, weight)
-
-
-@dataclass
-class _Job:
-    """Checked arguments of one call."""
-
-    x: np.ndarray | Matrix
-    kind: Similarity
-    objective: Objective
-    options: Options
-
-    @classmethod
-    def check(cls, X: Any, objective: Any, similarity: Any, options: Options) -> _Job:
-        kind, spec = as_similarity(similarity), as_objective(objective)
-        x = as_similarity_matrix(X) if isinstance(kind, Precomputed) else as_matrix(X)
-        spec.check(x, kind)
-        return cls(x, kind, spec, options)
-
-    @property
-    def n(self) -> int:
-        return self.x.shape[1] if isinstance(self.x, Matrix) else len(self.x)
-
-    def dense(self) -> np.ndarray:
-        """The pool for the reference; ValueError where its n x n matrices would be too large."""
-        if self.n > 20_000:
-            raise ValueError(f"backend 'reference' holds n x n matrices in float64: n <= 20000, got {self.n}")
-        return self.x.to_dense() if isinstance(self.x, Matrix) else self.x
-
-    def ground(self) -> Ground:
-        how = {name: getattr(self.options, name) for name in ("threads", "memory", "progress")}
-        return Ground(self.x, self.kind, resolve(self.options.backend), **how)
-
-    def described(self) -> dict[str, Any]:
-        return {
-            "n": self.n,
-            "objective": self.objective.describe(),
-            "similarity": self.kind.describe(),
-            "options": self.options.to_dict(),
-            "versions": versions(),
-            "_spec": self.kind,
-        }
-
-
-def _checkpoint(path, job: _Job, k: int, coverage, given: np.ndarray, exclude: np.ndarray) -> Checkpoint:
+def _checkpoint(path, job: Job, k: int, coverage, given: np.ndarray, exclude: np.ndarray) -> Checkpoint:
     """The checkpoint of a call: its record names everything that the picks depend on."""
     if job.options.maximizer == "stochastic":
         raise ValueError("checkpoint is for exact maximizers: the samples of 'stochastic' are not kept")
@@ -338,11 +180,7 @@ def _checkpoint(path, job: _Job, k: int, coverage, given: np.ndarray, exclude: n
     return Checkpoint(path, record)
 
 
-def versions() -> dict[str, str]:
-    return {"smartgpu": __version__, "python": platform.python_version(), "numpy": np.__version__}
-
-
-def _by_reference(job: _Job, k: int, given, exclude, coverage: float | None, clock: _Clock) -> Selection:
+def _by_reference(job: Job, k: int, given, exclude, coverage: float | None, clock: _Clock) -> Selection:
     """The same call on the float64 oracle; the dense matrices of a large pool are refused."""
     if job.options.maximizer == "stochastic":
         raise ValueError("backend 'reference' is naive greedy: maximizer 'stochastic' is not for it")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import api
+from smartgpu import api, evaluation
 from smartgpu.arrays import as_count, as_matrix, as_rows
 from smartgpu.checkpoint import fingerprint
 from smartgpu.config import Config
@@ -292,7 +292,7 @@ def _write(folder, pool, x, selection, names, *, weigh: bool, seconds: Seconds) 
     return files
 
 
-def evaluate(config: Config, progress: bool) -> api.Evaluation:
+def evaluate(config: Config, progress: bool) -> evaluation.Evaluation:
     """`smartgpu evaluate`: the rows of --chosen, scored on the pool."""
     if config.chosen is None:
         raise ValueError("--chosen is missing: name the rows to score")
@@ -300,4 +300,4 @@ def evaluate(config: Config, progress: bool) -> api.Evaluation:
     source = read_source(config)
     rows = read_chosen(config.chosen, source.pool.n, "chosen")
     options = {name: call[name] for name in ("objective", "similarity", "backend", "threads", "memory")}
-    return api.evaluate(source.vectors(config, Seconds(), progress), rows, **options)
+    return evaluation.evaluate(source.vectors(config, Seconds(), progress), rows, **options)

@@ -104,7 +104,7 @@ class Selection:
 
         X is the pool that was selected from. O(n k d). Raises ValueError where it has another number of rows.
         """
-        from smartgpu.api import assign
+        from smartgpu.evaluation import assign
 
         return assign(X, self)
 

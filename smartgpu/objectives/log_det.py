@@ -251,7 +251,7 @@ class WoodburyLogDet(LogDetState):
         parts = [rows[order[i : i + 512]] for i in range(0, len(rows), 512)]
         self.workers.run(functools.partial(self._screen, t), parts)
         gains = np.log(np.maximum(self.upper[self.inverse[cols]], self.lam))
-        return gains + 2 / GRID
+        return gains + self.margin
 
     def _narrow_features(self, rows: np.ndarray) -> np.ndarray:
         """(m, d) float32"""
