@@ -16,6 +16,7 @@ CANDIDATES = 500  # others that each of them must beat
 NEXT = 50  # of these, the picks that follow it: where an order is wrong, they are the ones that should have come first
 SUM_TOLERANCE = 1e-6  # relative, sum of gains and f(S)
 PAIR = 1e-6  # error of one float32 similarity, quantised: 2^-22 and the rounding of a chain of d products
+SUMMED = 1e-8  # the same for each of many pairs in a sum, where errors have either sign
 REFERENCE_WORK = 4e8  # picks x pairs for the naive float64 reference
 
 
@@ -96,8 +97,7 @@ class GraphCut:
         y = self.pool.unit(cols)
         gains = y @ (self.whole - 2 * self.lam * self.picked) - self.lam * np.square(y).sum(axis=1)
         pairs = self.pool.n + 2 * self.lam * self.count
-        # features rounded to float32: 2^-24 each, and errors of either sign, which is why not PAIR for every pair
-        return gains, np.full(len(cols), 1e-8 * pairs + PAIR)
+        return gains, np.full(len(cols), PAIR + SUMMED * pairs)
 
 
 class LogDet:
@@ -205,7 +205,7 @@ def check_reference(case: Case, x: np.ndarray, picks: np.ndarray) -> str:
     for t in range(k):
         gains = np.where(open_, problem.gains(picks[:t]), -np.inf)
         mine = gains[picks[t]]
-        tolerance = PAIR * (1 if case.objective == LD else len(x))
+        tolerance = PAIR if case.objective == LD else PAIR + SUMMED * len(x)
         if mine < gains.max() - tolerance:
             return f"fail: pick {t} of {len(x)} rows has gain {mine:.9g}, the reference's best is {gains.max():.9g}"
         open_[picks[t]] = False

@@ -14,6 +14,8 @@ import numpy as np
 
 from bench.cases import ROOT
 
+LIBRARIES = ("OPENBLAS_", "OMP_", "MKL_", "NUMBA_", "GOTO_")  # variables that change what is measured
+
 
 def describe() -> dict[str, Any]:
     from smartgpu.version import __version__
@@ -29,6 +31,7 @@ def describe() -> dict[str, Any]:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(LIBRARIES)},
         **commit(),
     }
 
@@ -45,7 +48,10 @@ def cpu_model() -> str:
 
 
 def blas() -> str:
-    """Library, version and, for OpenBLAS, the kernels chosen for this processor (or by OPENBLAS_CORETYPE)."""
+    """Library, version and, for OpenBLAS, its kernels: those for this processor, or what OPENBLAS_CORETYPE asks for.
+
+    The variable is left as it is and written down: all providers that use this BLAS run under the same one.
+    """
     found = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     text = f"{found.get('name', '?')} {found.get('version', '?')}"
     try:
@@ -59,7 +65,8 @@ def blas() -> str:
             name = getattr(library, f"{prefix}get_corename{suffix}", None)
             if name is not None:
                 name.restype = ctypes.c_char_p
-                return f"{text} {name().decode()}"
+                asked = os.environ.get("OPENBLAS_CORETYPE")
+                return f"{text} {name().decode()}" + (f" (OPENBLAS_CORETYPE={asked})" if asked else "")
     return text
 
 

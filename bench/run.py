@@ -40,9 +40,13 @@ class Limits:
     """How often and how long. A run is repeated three times when it takes less than `often`, twice below `twice`."""
 
     seconds: float = 150.0  # for one run, warm-up apart
+    eager: float = 30.0  # for one run of a provider whose time is known to grow as k n^2
     warm: float = 180.0
     often: float = 5.0
     twice: float = 45.0
+
+    def of(self, provider: str) -> float:
+        return self.seconds if PROVIDERS[provider].work is None else min(self.eager, self.seconds)
 
     def repeats(self, seconds: float) -> int:
         return 3 if seconds < self.often else 2 if seconds < self.twice else 1
@@ -109,9 +113,9 @@ class Bench:
                 row = max(mine, key=lambda row: row["n"] * row["k"])
                 names = {f.name for f in dataclasses.fields(Case)} & row.keys()
                 grown = provider.work(case) / provider.work(Case(**{n: row[n] for n in names}))
-                expected = row["ms_p50"] / 1e3 * grown
-                if expected > self.limits.seconds:
-                    return f"time: about {expected:.0f} s, from {row['case']}; the limit is {self.limits.seconds:.0f} s"
+                expected, limit = row["ms_p50"] / 1e3 * grown, self.limits.of(name)
+                if expected > limit:
+                    return f"time: about {expected:.0f} s, from {row['case']}; the limit is {limit:.0f} s"
         return None
 
     def _run_all(self, case: Case, pool: Path, runs: dict[str, Runs], folder: Path) -> None:
@@ -130,8 +134,9 @@ class Bench:
                         processes.pop(name).close()
                         continue
                     time.sleep(SETTLE)
+                    limit = self.limits.of(name)
                     got = self._ask(
-                        processes, runs[name], name, lambda p, t=number: p.run(t, self.limits.seconds), "last"
+                        processes, runs[name], name, lambda p, t=number, s=limit: p.run(t, s), "last"
                     )
                     if got:
                         runs[name].seconds.append(got["seconds"])

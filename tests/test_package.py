@@ -145,6 +145,7 @@ MAY_IMPORT = (
     ("smartgpu/io/*.py", {"smartgpu", "numpy", "pyarrow"}),
     ("smartgpu/**/*.py", {"smartgpu", "numpy"}),
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip
+    ("tests/test_bench.py", {"smartgpu", "numpy", "pytest", "local", "bench"}),
     ("tests/*.py", {"smartgpu", "numpy", "pytest", "local"}),
 )
 # Within the package, the layers of docs/architecture.md: these modules import no others of smartgpu.

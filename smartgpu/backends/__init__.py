@@ -66,6 +66,7 @@ class Backend(Protocol):
         self, kept: Kept, b: int, level: Any
     ) -> None: ...  # raise the level by kept column b, in place
     def max_batch(self) -> int: ...  # columns that may be kept at once
+    def held(self) -> int: ...  # bytes of `memory` that are taken besides survivors
     def estimate_survivors(self, level: Any) -> float: ...  # about how many pairs have q_ij > level_i
     def survivors(
         self, level: Any, weights: Any = None

@@ -200,6 +200,15 @@ class NumpyBackend:
         lifted -= floor[:, None]
         return _weighted(lifted, weights[:, i])
 
+    def held(self) -> int:
+        """Bytes taken besides survivors: features, a batch of columns, a few vectors."""
+        features = (
+            0
+            if isinstance(self.pool, Matrix)
+            else self.pool.x.nbytes + (not self.same) * self.pool.rows.nbytes
+        )
+        return features + 4 * self.r * self.max_batch() + 64 * (self.r + self.n)
+
     def max_batch(self) -> int:
         return int(np.clip(self.memory // (8 * max(self.r, 1)) // 32 * 32, 32, 256))
 

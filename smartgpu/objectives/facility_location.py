@@ -146,7 +146,7 @@ class FacilityLocationState:
     def _fits(self) -> bool:
         pairs = self.backend.estimate_survivors(self.level)
         few = pairs <= MOST_SHARE * self.backend.r * self.n or self.backend.r * self.n <= 1 << 22
-        return few and BYTES_PER_PAIR * pairs <= self.backend.memory
+        return few and BYTES_PER_PAIR * pairs <= self.backend.memory - self.backend.held()
 
     def evaluate(self, cols: np.ndarray) -> FacilityLocationBatch:
         if self.sparse is None:

@@ -1,0 +1,378 @@
+"""From rows to pictures, to the README's table, and to the figures that must be reached.
+
+python bench/plot.py RESULTS... [--images DIR] [--readme FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.cases import ALPACA_ROWS, CASES, FL, GC, LD, ROOT, Case
+
+Row = dict[str, Any]
+Rows = dict[tuple[str, str], Row]  # by (case, provider)
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+OURS, OURS_1GB = "smartgpu-numpy", "smartgpu-numpy-1gb"
+LAZY_PEERS = ("apricot-lazy", "submodlib")
+OTHERS = (
+    "apricot-lazy",
+    "apricot-naive",
+    "submodlib",
+    "numpy",
+    "torch",
+)  # those that do the same greedy selection
+TITLES = {FL: "facility location", GC: "graph cut", LD: "log-determinant"}
+COLOURS = {
+    OURS: "#c1121f",
+    OURS_1GB: "#f4978e",
+    "apricot-lazy": "#1d3557",
+    "apricot-naive": "#7aa6c2",
+    "submodlib": "#2a9d8f",
+    "kmedoids": "#8d6a9f",
+    "numpy": "#8a8a8a",
+    "torch": "#e09f3e",
+    "blas": "#000000",
+}
+
+
+def read(paths: Iterable[Path]) -> Rows:
+    """The latest row of each (case, provider)."""
+    rows: Rows = {}
+    for path in paths:
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                row = json.loads(line)
+                rows[row["case"], row["provider"]] = row
+    return rows
+
+
+def measured(rows: Rows, case: str, provider: str, key: str = "ms_p50") -> float | None:
+    """A figure of a row; None where there is no row, it stopped, or it did not pass the gate."""
+    row = rows.get((case, provider), {})
+    if "stopped" in row or row.get("gate", "pass") != "pass":
+        return None
+    return row.get(key)
+
+
+# -- what must be reached ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Must:
+    """A figure and its limit: at least (">=") or at most ("<=")."""
+
+    text: str
+    figure: Callable[[Rows], float | None]
+    sense: str
+    limit: float
+
+    def judge(self, rows: Rows) -> str:
+        value = self.figure(rows)
+        if value is None:
+            return f"not measured  {self.text}: {self.sense} {self.limit:g}"
+        good = value >= self.limit if self.sense == ">=" else value <= self.limit
+        by = abs(value / self.limit - 1)
+        verdict = "reached" if good else "MISSED"
+        return f"{verdict:<13} {self.text}: {value:.3g} ({self.sense} {self.limit:g}), by {by:.0%}"
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else a / b
+
+
+def faster(case: str, peers: tuple[str, ...]) -> Callable[[Rows], float | None]:
+    """Time of the fastest of the peers / ours."""
+
+    def figure(rows: Rows) -> float | None:
+        times = [t for t in (measured(rows, case, peer) for peer in peers) if t is not None]
+        return ratio(min(times, default=None), measured(rows, case, OURS))
+
+    return figure
+
+
+def own(case: str, key: str, provider: str = OURS) -> Callable[[Rows], float | None]:
+    return lambda rows: measured(rows, case, provider, key)
+
+
+def _memory_share(case: str) -> Callable[[Rows], float | None]:
+    def figure(rows: Rows) -> float | None:
+        peaks = [p for p in (measured(rows, case, peer, "peak_mb") for peer in LAZY_PEERS) if p is not None]
+        return ratio(measured(rows, case, OURS, "peak_mb"), min(peaks, default=None))
+
+    return figure
+
+
+def _name(objective: str, n: int, k: int) -> str:
+    return Case(objective, "alpaca", n, k).name
+
+
+FL10, FL10_ALL = _name(FL, 10_000, 1_000), _name(FL, 10_000, 9_999)
+FL20, FL52 = _name(FL, 20_000, 2_000), _name(FL, ALPACA_ROWS, 5_000)
+FL52_ALL = _name(FL, ALPACA_ROWS, ALPACA_ROWS)
+GC10, LD10 = _name(GC, 10_000, 1_000), _name(LD, 10_000, 1_000)
+GC52, LD52 = _name(GC, ALPACA_ROWS, 5_000), _name(LD, ALPACA_ROWS, 5_000)
+
+# Issue 3, "What it must reach": Alpaca, d = 384, cosine, two cores.
+MUSTS: tuple[Must, ...] = (
+    Must(
+        "FL 10,000 / 1,000: times faster than apricot (lazy) and submodlib", faster(FL10, LAZY_PEERS), ">=", 4
+    ),
+    Must("FL 10,000 / 9,999: times faster", faster(FL10_ALL, LAZY_PEERS), ">=", 4),
+    Must("FL 20,000 / 2,000: times faster", faster(FL20, LAZY_PEERS), ">=", 5),
+    Must("FL 20,000 / 2,000: share of the least memory of the two", _memory_share(FL20), "<=", 0.25),
+    Must("FL 52,002 / 5,000: times one product", own(FL52, "ratio_to_blas"), "<=", 2.5),
+    Must("FL 52,002 / 5,000: peak, MB", own(FL52, "peak_mb"), "<=", 3000),
+    Must("FL 52,002 / 5,000, memory=1GB: peak, MB", own(FL52, "peak_mb", OURS_1GB), "<=", 1000),
+    Must(
+        "FL 52,002 / 5,000, memory=1GB: times the time without",
+        lambda rows: ratio(measured(rows, FL52, OURS_1GB), measured(rows, FL52, OURS)),
+        "<=",
+        2,
+    ),
+    Must("FL 10,000 / 1,000: sweeps", own(FL10, "sweeps"), "<=", 1.1),
+    Must("FL 52,002 / 5,000: sweeps", own(FL52, "sweeps"), "<=", 2.5),
+    Must(
+        "FL 52,002, full ranking: times the time of k = 5,000",
+        lambda rows: ratio(measured(rows, FL52_ALL, OURS), measured(rows, FL52, OURS)),
+        "<=",
+        1.5,
+    ),
+    Must(
+        "GC 10,000 / 1,000: times faster than apricot",
+        faster(GC10, ("apricot-lazy", "apricot-naive")),
+        ">=",
+        10,
+    ),
+    Must("GC 10,000 / 1,000: times faster than submodlib", faster(GC10, ("submodlib",)), ">=", 60),
+    Must("LD 10,000 / 1,000: times faster than submodlib", faster(LD10, ("submodlib",)), ">=", 40),
+    Must("GC 52,002 / 5,000: times one product", own(GC52, "ratio_to_blas"), "<=", 0.05),
+    Must("LD 52,002 / 5,000: times one product", own(LD52, "ratio_to_blas"), "<=", 0.3),
+)
+
+
+# -- the README's table ------------------------------------------------------------------------------------------------
+
+HEAD = (
+    "| objective, pool | n | k | smartgpu | peak | f(S) | fastest other | times faster | one product |",
+    "| --- | --: | --: | --: | --: | --: | --- | --: | --: |",
+)
+
+
+def table(rows: Rows) -> str:
+    """Markdown: one line per case that passed its gate, in the order of bench/cases.py."""
+    order = {case.name: at for at, case in enumerate(CASES)}
+    mine = [
+        r for (_, p), r in rows.items() if p in (OURS, OURS_1GB) and measured(rows, r["case"], p) is not None
+    ]
+    mine.sort(key=lambda r: (order.get(r["case"], len(order)), r["provider"]))
+    lines = [_line(rows, row) for row in mine if row["provider"] == OURS or row["n"] >= ALPACA_ROWS]
+    if not lines:
+        return "No row has passed its gate yet.\n"
+    last = max(mine, key=lambda row: row["time"])
+    packages = {k: v for row in rows.values() for k, v in row["versions"].items() if v}
+    notes = [
+        "",
+        "Time is the median, similarities counted for everybody; peak is memory beyond the input; `one product` is the"
+        " time as a multiple of one float32 n x n x d matrix product by the same BLAS on the same cores.",
+        *_local_search(rows),
+        f"Measured on {last['device']}, {last['cores']} cores, {last['memory_gb']:.0f} GB, {last['blas']},"
+        f" {last['time'][:10]}, commit {last['commit']}{' (with changes)' if last['dirty'] else ''}: "
+        + ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
+        + ". Rows: `bench/results/`.",
+    ]
+    return "\n".join([*HEAD, *lines, *notes]) + "\n"
+
+
+def _line(rows: Rows, row: Row) -> str:
+    case = row["case"]
+    who, theirs = fastest_other(rows, case)
+    limited = ', `memory="1GB"`' if row["provider"] == OURS_1GB else ""
+    size = "" if row["d"] == 384 else f", d = {row['d']}"
+    cells = [
+        f"{TITLES[row['objective']]}, {row['pool'].capitalize()}{size}{limited}",
+        f"{row['n']:,}",
+        f"{row['k']:,}",
+        seconds(row["ms_p50"]),
+        megabytes(row["peak_mb"]),
+        f"{row['value']:,.1f}",
+    ]
+    if theirs is not None:
+        off = theirs["value"] / row["value"] - 1
+        same = "" if abs(off) < 5e-5 else f", f {off:+.2%}"
+        cells += [f"{who} {seconds(theirs['ms_p50'])}{same}", f"{theirs['ms_p50'] / row['ms_p50']:,.1f}"]
+    else:
+        cells += [who, "-"]
+    cells.append(f"{row['ratio_to_blas']:.2g}" if "ratio_to_blas" in row else "-")
+    return "| " + " | ".join(cells) + " |"
+
+
+def fastest_other(rows: Rows, case: str) -> tuple[str, Row | None]:
+    """The fastest of the others with its row, or why none of them got there."""
+    there = [p for p in OTHERS if (case, p) in rows]
+    done = [p for p in there if measured(rows, case, p) is not None]
+    if done:
+        best = min(done, key=lambda p: rows[case, p]["ms_p50"])
+        return best, rows[case, best]
+    reasons = sorted({rows[case, p]["stopped"].split(":")[0] for p in there})
+    return (f"all stopped by {' or '.join(reasons)}" if there else "-"), None
+
+
+def _local_search(rows: Rows) -> list[str]:
+    ours, theirs = rows.get((FL10, OURS)), rows.get((FL10, "kmedoids"))
+    if measured(rows, FL10, OURS) is None or measured(rows, FL10, "kmedoids") is None:
+        return []
+    gain = theirs["value"] / ours["value"] - 1
+    return [
+        "FasterPAM (kmedoids), a local search of the same objective, n = 10,000, k = 1,000:"
+        f" {seconds(theirs['ms_p50'])}, f(S) {gain:+.2%}."
+    ]
+
+
+def seconds(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 995 else f"{ms / 1e3:.3g} s" if ms < 99_500 else f"{ms / 1e3:.0f} s"
+
+
+def megabytes(mb: float) -> str:
+    return f"{mb:.0f} MB" if mb < 995 else f"{mb / 1e3:.2g} GB"
+
+
+def write_readme(path: Path, text: str) -> bool:
+    """Put the table between the markers; False (and nothing written) where they are not there."""
+    old = path.read_text(encoding="utf-8")
+    if BEGIN not in old or END not in old:
+        return False
+    head, rest = old.split(BEGIN, 1)
+    _, tail = rest.split(END, 1)
+    path.write_text(f"{head}{BEGIN}\n{text}{END}{tail}", encoding="utf-8")
+    return True
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A line per provider over the FL rows on Alpaca that `take` accepts; log axes."""
+
+    file: str
+    title: str
+    x: str
+    y: str
+    label: str
+    scale: float
+    take: Callable[[Row], bool]
+
+
+def _tenth(row: Row) -> bool:
+    return abs(row["k"] / row["n"] - 0.1) < 0.01
+
+
+PICTURES = (
+    Picture(
+        "bench_time_n.png", "Facility location, k = n / 10: time", "n", "ms_p50", "seconds", 1e-3, _tenth
+    ),
+    Picture(
+        "bench_time_k.png",
+        "Facility location, n = 10,000 (lines) and 52,002 (dashed): time",
+        "k",
+        "ms_p50",
+        "seconds",
+        1e-3,
+        lambda row: row["n"] in (10_000, ALPACA_ROWS),
+    ),
+    Picture(
+        "bench_memory_n.png", "Facility location, k = n / 10: peak memory", "n", "peak_mb", "MB", 1.0, _tenth
+    ),
+)
+
+
+def draw(rows: Rows, folder: Path) -> list[Path]:
+    """One .png per picture, 8 x 4.5 inches at 150 dpi: legible at the width of a README."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for picture in PICTURES:
+        figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+        for provider, colour in COLOURS.items():
+            if provider == "blas" and picture.file != "bench_time_n.png":
+                continue  # it does not depend on k, and its memory is a block
+            _lines(axes, rows, picture, provider, colour)
+        axes.set(xscale="log", yscale="log", xlabel=picture.x, ylabel=picture.label, title=picture.title)
+        axes.grid(True, which="major", alpha=0.3)
+        if axes.has_data():
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        made.append(folder / picture.file)
+        figure.savefig(made[-1], dpi=150)
+        plt.close(figure)
+    return made
+
+
+def _lines(axes, rows: Rows, picture: Picture, provider: str, colour: str) -> None:
+    mine = [
+        row
+        for (case, p), row in rows.items()
+        if p == provider and (row["objective"], row["pool"]) == (FL, "alpaca") and row["d"] == 384
+    ]
+    if provider == "blas":  # measured once for each n, whatever k
+        wanted = [row for row in mine if "ms_p50" in row]
+    else:
+        wanted = [row for row in mine if picture.take(row)]
+    label = "one product (BLAS)" if provider == "blas" else provider
+    groups = sorted({row["n"] for row in wanted}) if picture.x == "k" else [None]
+    for n in groups:
+        group = [r for r in wanted if n is None or r["n"] == n]
+        points = sorted(
+            (row[picture.x], row[picture.y] * picture.scale)
+            for row in group
+            if measured(rows, row["case"], provider, picture.y) is not None
+        )
+        if not points:
+            continue
+        style = "--" if n == ALPACA_ROWS else ":" if provider == "blas" else "-"
+        axes.plot(*zip(*points, strict=True), style, marker="o", ms=4, color=colour, label=label)
+        label = "_nolegend_"
+        stopped = [row for row in group if "stopped" in row and row[picture.x] > points[-1][0]]
+        if stopped and n is None:
+            reason = stopped[0]["stopped"].split(":")[0]
+            axes.annotate(
+                f"{reason} ✕", points[-1], (4, 4), textcoords="offset points", fontsize=8, color=colour
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "results", nargs="+", type=Path, help=".jsonl files; of rows for the same case the last counts"
+    )
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "img")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    given = parser.parse_args(arguments)
+    rows = read(given.results)
+    text = table(rows)
+    print(text)
+    for must in MUSTS:
+        print(must.judge(rows))
+    for path in draw(rows, given.images):
+        print(f"wrote {path}")
+    if not write_readme(given.readme, text):
+        print(f"{given.readme} has no {BEGIN} ... {END}: table not written", file=sys.stderr)
+        return 1
+    print(f"wrote the table into {given.readme}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
