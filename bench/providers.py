@@ -94,7 +94,7 @@ def cosine(x: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     unit = x / np.where(norms > 0, norms, 1)
     # numpy makes half of the product of a matrix with its own transpose (syrk) and mirrors it: 1.5 times faster. With
-    # more than one thread that crashes above n = 46,340 (2^31 entries, OpenBLAS 0.3.31); a product with a copy does not.
+    # more than one thread that crashes above n = 46,340 (2^31 entries, OpenBLAS 0.3.31); with a copy it does not.
     return unit @ (unit if len(x) <= SYRK_ROWS else unit.copy()).T
 
 
