@@ -327,7 +327,7 @@ def _lines(axes, rows: Rows, picture: Picture, provider: str, colour: str) -> No
         if p == provider and (row["objective"], row["pool"]) == (FL, "alpaca") and row["d"] == 384
     ]
     if provider == "blas":  # measured once for each n, whatever k
-        wanted = [row for row in mine if "ms_p50" in row]
+        wanted = list({row["n"]: row for row in mine if "ms_p50" in row}.values())
     else:
         wanted = [row for row in mine if picture.take(row)]
     label = "one product (BLAS)" if provider == "blas" else provider

@@ -93,8 +93,8 @@ def cosine(x: np.ndarray) -> np.ndarray:
     ten times as long."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     unit = x / np.where(norms > 0, norms, 1)
-    # numpy makes half of the product of a matrix with its own transpose (syrk) and mirrors it: 1.5 times faster. With
-    # more than one thread that crashes above n = 46,340 (2^31 entries, OpenBLAS 0.3.31); with a copy it does not.
+    # Of a product with its own transpose numpy makes one half (syrk) and mirrors it: 1.5 times faster. On two threads
+    # that crashed at n = 46,000 (numpy 2.4.6, OpenBLAS 0.3.31), though not at 40,000; a product with a copy did not.
     return unit @ (unit if len(x) <= SYRK_ROWS else unit.copy()).T
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from bench import gate
-from bench.cases import ALPACA_ROWS, CASES, QUICK, Case, alpaca_path, write_pool
+from bench.cases import ALPACA_ROWS, CASES, FL, QUICK, Case, alpaca_path, write_pool
 from bench.machine import available_memory, describe, package_version
 from bench.process import Process, Stopped
 from bench.providers import PROVIDERS, threads
@@ -40,13 +40,17 @@ class Limits:
     """How often and how long. A run is repeated three times when it takes less than `often`, twice below `twice`."""
 
     seconds: float = 150.0  # for one run, warm-up apart
-    eager: float = 30.0  # for one run of a provider whose time is known to grow as k n^2
+    eager: float = 30.0  # for one run of a provider that looks at all pairs for each pick
+    ours: float = 600.0  # the largest case is for us alone
     warm: float = 180.0
     often: float = 5.0
     twice: float = 45.0
 
-    def of(self, provider: str) -> float:
-        return self.seconds if PROVIDERS[provider].work is None else min(self.eager, self.seconds)
+    def of(self, provider: str, case: Case) -> float:
+        if PROVIDERS[provider].ours:
+            return self.ours
+        eager = PROVIDERS[provider].work is not None and case.objective == FL
+        return min(self.eager, self.seconds) if eager else self.seconds
 
     def repeats(self, seconds: float) -> int:
         return 3 if seconds < self.often else 2 if seconds < self.twice else 1
@@ -113,7 +117,7 @@ class Bench:
                 row = max(mine, key=lambda row: row["n"] * row["k"])
                 names = {f.name for f in dataclasses.fields(Case)} & row.keys()
                 grown = provider.work(case) / provider.work(Case(**{n: row[n] for n in names}))
-                expected, limit = row["ms_p50"] / 1e3 * grown, self.limits.of(name)
+                expected, limit = row["ms_p50"] / 1e3 * grown, self.limits.of(name, case)
                 if expected > limit:
                     return f"time: about {expected:.0f} s, from {row['case']}; the limit is {limit:.0f} s"
         return None
@@ -134,7 +138,7 @@ class Bench:
                         processes.pop(name).close()
                         continue
                     time.sleep(SETTLE)
-                    limit = self.limits.of(name)
+                    limit = self.limits.of(name, case)
                     got = self._ask(
                         processes, runs[name], name, lambda p, t=number, s=limit: p.run(t, s), "last"
                     )
@@ -242,10 +246,12 @@ def summary(row: dict[str, Any]) -> str:
 
 
 def choose(cases: Iterable[Case], patterns: list[str] | None) -> list[Case]:
-    """Cases whose name matches one of the patterns (shell wildcards; a plain word matches anywhere)."""
+    """Cases that match one of the patterns: a whole name, shell wildcards, or else any part of the name."""
+    cases = list(cases)
     if not patterns:
-        return list(cases)
-    wild = [p if any(c in p for c in "*?[") else f"*{p}*" for p in patterns]
+        return cases
+    names = {case.name for case in cases}
+    wild = [p if p in names or any(c in p for c in "*?[") else f"*{p}*" for p in patterns]
     return [case for case in cases if any(fnmatch.fnmatch(case.name, p) for p in wild)]
 
 
