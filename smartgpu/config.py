@@ -102,7 +102,7 @@ class Config:
     seed: int = option(0, "stochastic only", on=RUNS)
     threads: int | None = option(None, "CPU threads (default: all)")
     memory: str | None = option(
-        None, "memory beyond the input, bytes or '4GB' (default: a sixteenth of what is free)"
+        None, "memory beyond the input, bytes or '4GB' (default: an eighth of what is free)"
     )
     overwrite: bool = option(False, "start anew, replacing what OUT holds of another run", on=RUNS)
     quiet: bool = option(False, "no progress bars, warnings only", short="-q")

@@ -27,7 +27,7 @@ class Options:
     epsilon    stochastic only: sample size n / k ln(1 / epsilon), in (0, 1)
     seed       stochastic only
     threads    worker threads of the CPU backend; None is all this process may use
-    memory     bytes that a selection may take beyond its input, or "4GB"; None is a sixteenth of what is free
+    memory     bytes that a selection may take beyond its input, or "4GB"; None is an eighth of what is free
     progress   a bar on stderr
     """
 

@@ -21,7 +21,7 @@ def cpu_count() -> int:
 
 
 def default_memory() -> int:
-    """A sixteenth of the memory that is free now, in bytes."""
+    """An eighth of the memory that is free now, in bytes."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         with open("/proc/meminfo", encoding="ascii") as file:  # counts what the page cache would give back
@@ -30,7 +30,7 @@ def default_memory() -> int:
             )
     except (OSError, ValueError, AttributeError):
         free = 8 << 30
-    return max(free // 16, 256 << 20)
+    return max(free // 8, 256 << 20)
 
 
 @functools.cache

@@ -46,6 +46,7 @@ class Backend(Protocol):
     same: bool  # represented rows and candidates are one set
     pairs: int  # similarities computed so far
     memory: int  # bytes it may take
+    pair_bytes: float  # a stored survivor takes, while they are built
 
     def new_level(self) -> Any: ...  # (r,) zeros: level[i] = max(0, max_{j in S} q_ij)
     def raise_level(

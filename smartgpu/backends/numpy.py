@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from smartgpu.backends import QUANTUM, blas
-from smartgpu.backends.survivors import Survivors, survivors
+from smartgpu.backends.survivors import Survivors, pair_bytes, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
 from smartgpu.workers import Workers, default_memory
@@ -60,6 +60,7 @@ class NumpyBackend:
             self.inner = self.source if pool.same else Features(pool, pool.x, pool.x, norms)
             self.r, self.n, self.same = len(pool.rows), len(pool.x), pool.same
         self.block_size = self.source.block
+        self.pair_bytes = pair_bytes(self.r)
         if isinstance(pool.kind, MaxMinusSqeuclidean) and pool.top is None:
             self._find_top()
         self.dtype = self.source.dtype

@@ -1,7 +1,7 @@
 """Survivors: the exact sparse tail of facility location.
 
 The level never falls, so after some picks only pairs with q_ij > level_i can ever add to a later gain. They are few and
-get fewer. Stored by column (8 bytes a pair), they give every later gain without any dense work.
+get fewer. Stored by column (8 bytes a pair, 6 below 65,536 rows), they give every later gain without any dense work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from smartgpu.backends.numpy import NumpyBackend
 
 TASK = 1 << 19  # pairs worked on at a time by one thread
-PAIR = 8  # bytes stored per pair
 
 
 @dataclass
@@ -92,10 +91,9 @@ class Survivors:
             first, last = part
             pairs = slice(int(self.ptr[first]), int(self.ptr[last]))
             rows, raw = self.rows[pairs], self.raw[pairs]
-            alive = raw > level.take(rows)
-            ends = np.cumsum(alive, dtype=np.int64)
-            at = self.ptr[first + 1 : last + 1] - self.ptr[first]
-            return np.compress(alive, rows), np.compress(alive, raw), _at(ends, at)
+            alive = np.flatnonzero(raw > level.take(rows))
+            ends = np.searchsorted(alive, self.ptr[first + 1 : last + 1] - self.ptr[first])
+            return rows.take(alive), raw.take(alive), ends
 
         end = 0
         step = 4 * self.workers.threads
@@ -127,6 +125,16 @@ class Survivors:
         return over if self.weights is None else over * self.weights.take(rows)
 
 
+def row_type(r: int) -> type:
+    """What a row number is stored in: 2 bytes while they suffice."""
+    return np.uint16 if r <= 1 << 16 else np.int32
+
+
+def pair_bytes(r: int) -> float:
+    """While survivors are built: a quarter of them is held twice, and what gathers a stripe."""
+    return 1.3 * (np.dtype(row_type(r)).itemsize + 4)
+
+
 def _split(ends: np.ndarray) -> list[tuple[int, int]]:
     """Cut columns, given the running count of pairs, into runs of about TASK pairs: [(first, last), ...]."""
     if not len(ends):
@@ -156,7 +164,8 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
     source, n = backend.source, backend.n
     stripes, rows = backend.blocks(n), backend.blocks(backend.r)
     pending: dict[int, list] = defaultdict(list)
-    store = _Store(n, max(1 << 16, int(1.15 * backend.estimate_survivors(level))))
+    dtype = row_type(backend.r)
+    store = _Store(n, max(1 << 16, int(1.15 * backend.estimate_survivors(level))), dtype)
     ready: tuple[slice, list] | None = None
 
     def stripe_work(s: int, stripe: slice, panel: object) -> None:
@@ -168,9 +177,9 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
                 return
             i = rows[at]
             raw = np.ascontiguousarray(backend.raw_tile(i, panel, m))
-            pending[s].append((i.start, *_by_candidate(raw, level[i], i.start)))
+            pending[s].append(_by_candidate(raw, level[i], i.start, dtype))
             if source.symmetric and at > s:  # s_ij = s_ji: the same tile, candidates I, rows of the stripe
-                pending[at].append((stripe.start, *_by_row(raw, level[stripe], stripe.start)))
+                pending[at].append(_by_row(raw, level[stripe], stripe.start, dtype))
 
         tiles = range(s if source.symmetric else 0, len(rows))
         for at in (s, *tiles):
@@ -179,58 +188,69 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
 
     for s, stripe in enumerate(backend.workers.bar(stripes, len(stripes), "survivors")):
         stripe_work(s, stripe, source.panel(stripe))
-        ready = stripe, sorted(pending.pop(s), key=lambda chunk: chunk[0])
+        ready = stripe, sorted(pending.pop(s), key=lambda chunk: chunk.start)
     store.append(*ready)
     return Survivors(*store.finish(), weights, backend.workers)
 
 
-def _by_candidate(
-    raw: np.ndarray, level: np.ndarray, start: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Survivors of a tile (rows, candidates), candidate by candidate: counts per candidate, rows, raw values."""
+def _by_candidate(raw: np.ndarray, level: np.ndarray, start: int, dtype: type) -> Chunk:
+    """Survivors of a tile (rows, candidates), candidate by candidate."""
     alive = np.ascontiguousarray((raw > level[:, None]).T)
-    counts = np.count_nonzero(alive, axis=1)
-    at = np.flatnonzero(alive)
-    candidate = np.repeat(np.arange(len(alive)), counts)
-    row = at - candidate * alive.shape[1]
-    return counts, (row + start).astype(np.int32), raw.take(row * raw.shape[1] + candidate)
+    at, ends, row = _positions(alive)
+    candidate = np.repeat(np.arange(len(alive)), np.diff(ends, prepend=0))
+    return Chunk(start, ends, (row + start).astype(dtype), raw.take(row * raw.shape[1] + candidate))
 
 
-def _by_row(raw: np.ndarray, level: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _by_row(raw: np.ndarray, level: np.ndarray, start: int, dtype: type) -> Chunk:
     """The same of a tile (candidates, rows)."""
-    alive = raw > level
-    counts = np.count_nonzero(alive, axis=1)
+    at, ends, row = _positions(raw > level)
+    return Chunk(start, ends, (row + start).astype(dtype), raw.take(at))
+
+
+def _positions(alive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a matrix is true: flat positions, how many up to the end of each row, and the column of each."""
+    count, width = alive.shape
     at = np.flatnonzero(alive)
-    row = at - np.repeat(np.arange(len(alive)) * alive.shape[1], counts)
-    return counts, (row + start).astype(np.int32), raw.take(at)
+    starts = np.arange(count) * width
+    ends = np.searchsorted(at, starts + width)
+    return at, ends, at - np.repeat(starts, np.diff(ends, prepend=0))
+
+
+class Chunk(NamedTuple):
+    """Pairs of one tile: those of its c-th candidate are rows[ends[c - 1]:ends[c]], raw[...]."""
+
+    start: int  # of its rows
+    ends: np.ndarray
+    rows: np.ndarray
+    raw: np.ndarray
 
 
 class _Store:
     """Pairs in candidate order, appended stripe by stripe; grows where the estimate was short."""
 
-    def __init__(self, n: int, capacity: int):
+    def __init__(self, n: int, capacity: int, dtype: type):
         self.ptr = np.zeros(n + 1, np.int64)
-        self.rows, self.raw = (
-            np.empty(capacity, np.int32),
-            np.empty(capacity, np.int32),
-        )  # pages come when written
+        self.rows, self.raw = np.empty(capacity, dtype), np.empty(capacity, np.int32)  # pages come when written
         self.end = 0
 
-    def append(self, stripe: slice, chunks: list) -> None:
-        counts = [chunk[1] for chunk in chunks]
-        total = np.sum(counts, axis=0, dtype=np.int64)
-        ends = self.end + np.cumsum(total)
-        if int(ends[-1]) > len(self.rows):
+    def append(self, stripe: slice, chunks: list[Chunk]) -> None:
+        """The pairs of all candidates of a stripe, from the chunks of its tiles."""
+        ends = np.stack([chunk.ends for chunk in chunks], axis=1)  # (candidates, chunks)
+        counts = np.diff(ends, axis=0, prepend=0)
+        sizes = ends[-1]
+        first = (ends - counts + np.cumsum(sizes) - sizes).ravel()  # of each run, with all chunks in a row
+        counts = counts.ravel()
+        done = np.cumsum(counts)
+        end = self.end + int(done[-1])
+        if end > len(self.rows):
             for held in (self.rows, self.raw):
-                held.resize(int(1.2 * ends[-1]) + 1024, refcheck=False)
-        fill = ends - total
-        for count, (_, _, rows, raw) in zip(counts, chunks, strict=True):
-            at = np.repeat(fill - np.cumsum(count) + count, count)
-            at += np.arange(len(at))
-            self.rows[at], self.raw[at] = rows, raw
-            fill = fill + count
-        self.ptr[stripe.start + 1 : stripe.stop + 1] = ends
-        self.end = int(ends[-1])
+                held.resize(int(1.2 * end) + 1024, refcheck=False)
+        at = np.repeat(first - done + counts, counts)
+        at += np.arange(len(at))
+        for held, parts in ((self.rows, [c.rows for c in chunks]), (self.raw, [c.raw for c in chunks])):
+            np.take(np.concatenate(parts), at, out=held[self.end : end], mode="clip")
+        self.ptr[stripe.start + 1 : stripe.stop + 1] = self.end + done[len(chunks) - 1 :: len(chunks)]
+        self.end = end
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self.rows.resize(self.end, refcheck=False)

@@ -112,7 +112,7 @@ class Ground:
     @property
     def memory(self) -> int:
         """Bytes that states may take in all."""
-        return self._how.get("memory") or 8 * default_memory()
+        return self._how.get("memory") or 4 * default_memory()
 
     @functools.cached_property
     def workers(self) -> Workers:

@@ -14,7 +14,6 @@ from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
 WEIGHT_BITS = 39  # sum of integer weights < 2^39, times 2^22 quanta, stays below 2^62
 START_AFTER = 0.04  # sweeps of dense work after which survivors are thought of
 MOST_SHARE = 0.25  # of all pairs: with more survivors than that, dense work is cheaper
-BYTES_PER_PAIR = 10.5  # of survivors while they are built: 8 stored, and a quarter of them held twice
 SPARSE_BATCH = 1 << 22  # pairs read for one batch
 
 
@@ -146,7 +145,7 @@ class FacilityLocationState:
     def _fits(self) -> bool:
         pairs = self.backend.estimate_survivors(self.level)
         few = pairs <= MOST_SHARE * self.backend.r * self.n or self.backend.r * self.n <= 1 << 22
-        return few and BYTES_PER_PAIR * pairs <= self.backend.memory - self.backend.held()
+        return few and self.backend.pair_bytes * pairs <= self.backend.memory - self.backend.held()
 
     def evaluate(self, cols: np.ndarray) -> FacilityLocationBatch:
         if self.sparse is None:
