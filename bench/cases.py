@@ -94,6 +94,19 @@ QUICK: tuple[Case, ...] = (
 )
 
 
+ON_DEVICE = ("smartgpu-triton", "torch-cuda")
+DEVICE_CASES: tuple[Case, ...] = (  # of bench/gpu.py
+    Case(FL, "alpaca", 10_000, 1_000, providers=ON_DEVICE),
+    Case(GC, "alpaca", 10_000, 1_000, providers=ON_DEVICE),
+    Case(LD, "alpaca", 10_000, 1_000, providers=ON_DEVICE),
+    Case(FL, "alpaca", ALPACA_ROWS, 5_000, providers=ON_DEVICE),
+    Case(GC, "alpaca", ALPACA_ROWS, 5_000, providers=ON_DEVICE),
+    Case(LD, "alpaca", ALPACA_ROWS, 5_000, providers=ON_DEVICE),
+    Case(FL, "gaussian", 100_000, 1_000, d=1024, providers=("smartgpu-triton",)),
+    Case(FL, "gaussian", 1_000_000, 10_000, providers=("smartgpu-triton",)),
+)
+
+
 def alpaca_path() -> Path:
     return Path(os.environ.get("SMARTGPU_DATA") or ROOT.parent / "shared" / "data") / "alpaca" / "minilm.npy"
 

@@ -21,15 +21,22 @@ REFERENCE_WORK = 4e8  # picks x pairs for the naive float64 reference
 
 
 class Pool:
-    """Unit rows in float64, made in blocks when asked for."""
+    """Unit rows in float64, made in blocks when asked for.
 
-    def __init__(self, x: np.ndarray):
+    halves: rounded to float16, as tensor cores get them. pair is the error of one similarity: products of float16 are
+    exact, but a tensor core cuts off a bit in every step of 16, which is a bias.
+    """
+
+    def __init__(self, x: np.ndarray, halves: bool = False):
         self.x, self.n, self.d = x, *x.shape
+        self.halves = halves
+        self.pair = max(PAIR, (self.d / 16 + 2) * 2.0**-23) if halves else PAIR
 
     def unit(self, rows: np.ndarray | slice) -> np.ndarray:
         y = np.asarray(self.x[rows], np.float64)
         norms = np.linalg.norm(y, axis=1, keepdims=True)
-        return np.divide(y, norms, out=np.zeros_like(y), where=norms > 0)
+        y = np.divide(y, norms, out=np.zeros_like(y), where=norms > 0)
+        return y.astype(np.float16).astype(np.float64) if self.halves else y
 
     def blocks(self, rows: np.ndarray | None = None):
         """(row numbers, unit rows) of all rows, or of `rows`."""
@@ -66,14 +73,14 @@ class FacilityLocation:
         return float(self.level.sum())
 
     def gains(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Gains of cols, and how far a float32 evaluation may be off: PAIR for every pair that counts."""
+        """Gains of cols, and how far an evaluation may be off: pool.pair for every pair that counts."""
         gains, pairs, y = np.zeros(len(cols)), np.zeros(len(cols)), self.pool.unit(cols).T
         for rows, z in self.pool.blocks(np.flatnonzero(self.open)):
             excess = z @ y
             excess -= self.level[rows, None]
             pairs += np.count_nonzero(excess > 0, axis=0)
             gains += np.maximum(excess, 0, out=excess).sum(axis=0)
-        return gains, PAIR * (pairs + 1)
+        return gains, self.pool.pair * (pairs + 1)
 
 
 class GraphCut:
@@ -97,7 +104,7 @@ class GraphCut:
         y = self.pool.unit(cols)
         gains = y @ (self.whole - 2 * self.lam * self.picked) - self.lam * np.square(y).sum(axis=1)
         pairs = self.pool.n + 2 * self.lam * self.count
-        return gains, np.full(len(cols), PAIR + SUMMED * pairs)
+        return gains, np.full(len(cols), self.pool.pair + SUMMED * pairs)
 
 
 class LogDet:
@@ -122,22 +129,25 @@ class LogDet:
     def gains(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         y = self.pool.unit(cols)
         inside = (y * np.linalg.solve(self.a, y.T).T).sum(axis=1)
-        return np.log(self.lam * (1 + inside)), np.full(len(cols), PAIR)
+        return np.log(self.lam * (1 + inside)), np.full(len(cols), self.pool.pair)
 
 
 SPECS = {FL: FacilityLocation, GC: GraphCut, LD: LogDet}
 
 
-def check(case: Case, x: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> tuple[str, dict]:
-    """("pass" or "fail: why", details). A selection passes if it is what greedy chooses, up to float32 rounding:
+def check(
+    case: Case, x: np.ndarray, picks: np.ndarray, gains: np.ndarray, halves: bool = False
+) -> tuple[str, dict]:
+    """("pass" or "fail: why", details). A selection passes if it is what greedy chooses, up to rounding:
 
     k different rows; at POSITIONS picks the gain recomputed is the one reported, and at least that of every other
-    candidate of a sample; the gains add up to f(S) recomputed. details: value, and the worst of each.
+    candidate of a sample; the gains add up to f(S) recomputed. halves: from rows rounded to float16, as the provider
+    did. details: value, and the worst of each.
     """
     problem = check_shape(case, picks, gains)
     if problem:
         return f"fail: {problem}", {}
-    pool, rng = Pool(x), np.random.default_rng(case.seed)
+    pool, rng = Pool(x, halves), np.random.default_rng(case.seed)
     state = SPECS[case.objective](case, pool)
     open_ = np.ones(case.n, bool)
     at, behind, off = 0, 0.0, 0.0
@@ -164,7 +174,7 @@ def check(case: Case, x: np.ndarray, picks: np.ndarray, gains: np.ndarray) -> tu
             return f"fail: pick {t} reports gain {gains[t]:.9g}, recomputed {fresh[mine]:.9g}", {}
     f = state.value(picks[at:])
     error = abs(float(gains.sum()) - f) / abs(f)
-    if error > SUM_TOLERANCE:
+    if error > max(SUM_TOLERANCE, pool.pair):
         return f"fail: gains add up to {gains.sum():.9g}, f(S) recomputed is {f:.9g}", {}
     details = {"value": f, "steps": len(positions(case)), "behind": behind, "off": off, "sum_error": error}
     return "pass", details
@@ -187,7 +197,7 @@ def check_shape(case: Case, picks: np.ndarray, gains: np.ndarray) -> str | None:
     return None
 
 
-def check_reference(case: Case, x: np.ndarray, picks: np.ndarray) -> str:
+def check_reference(case: Case, x: np.ndarray, picks: np.ndarray, halves: bool = False) -> str:
     """The first picks of a small pool against the reference, in float64 from the definition: "pass" or "fail: why".
 
     Every pick has the best gain, and f(S) is that of the reference's own greedy run, unless a tie let the two part ways
@@ -198,14 +208,17 @@ def check_reference(case: Case, x: np.ndarray, picks: np.ndarray) -> str:
     from smartgpu.similarity import as_similarity
 
     k = int(min(len(picks), max(REFERENCE_WORK // len(x) ** 2, 1)))
-    spec, kind = as_objective(case.objective), as_similarity(case.similarity)
+    pool = Pool(x, halves)
+    if halves:
+        x = pool.unit(slice(None))
+    spec, kind = as_objective(case.objective), as_similarity("dot" if halves else case.similarity)
     spec = type(spec)(**case.parameters)
     problem, parted = reference.Problem(x, kind, spec), False
     open_ = np.ones(len(x), bool)
     for t in range(k):
         gains = np.where(open_, problem.gains(picks[:t]), -np.inf)
         mine = gains[picks[t]]
-        tolerance = PAIR if case.objective == LD else PAIR + SUMMED * len(x)
+        tolerance = pool.pair if case.objective == LD else pool.pair + SUMMED * len(x)
         if mine < gains.max() - tolerance:
             return f"fail: pick {t} of {len(x)} rows has gain {mine:.9g}, the reference's best is {gains.max():.9g}"
         open_[picks[t]] = False
@@ -213,6 +226,6 @@ def check_reference(case: Case, x: np.ndarray, picks: np.ndarray) -> str:
         parted |= bool(gains.max() >= mine - tolerance)
     run = reference.greedy(x, k, spec, kind)
     found = problem.value(picks[:k])
-    if not parted and abs(found - run.value) > SUM_TOLERANCE * abs(run.value):
+    if not parted and abs(found - run.value) > max(SUM_TOLERANCE, pool.pair) * abs(run.value):
         return f"fail: f of the first {k} picks of {len(x)} rows is {found:.9g}, the reference's is {run.value:.9g}"
     return "pass"

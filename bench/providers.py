@@ -34,6 +34,8 @@ class Provider:
     needs      bytes beyond the input, by which a case that cannot fit is not started
     work       what its time grows with, where that is known: a case predicted to take too long is not started
     ours       gated: without the reference's greedy value there is no figure
+    named      only for cases that name it: it needs a GPU
+    halves     it rounds unit rows to float16, and is gated on these
     peer       another package (True) or the code that a user would write (False)
     """
 
@@ -45,6 +47,8 @@ class Provider:
     ours: bool = False
     peer: bool = False
     all_rows: bool = True  # can select k = n
+    named: bool = False
+    halves: bool = False
 
 
 def _smartgpu(**options: Any):
@@ -67,6 +71,11 @@ def _smartgpu(**options: Any):
                 "phases_ms": phases,
                 "dtype": got.dtype,
             }
+            if options["backend"] == "triton":
+                import torch
+
+                notes["device_peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+                torch.cuda.reset_peak_memory_stats()
             return Picks(got.indices, got.gains, notes)
 
         return select
@@ -285,6 +294,10 @@ PROVIDERS: dict[str, Provider] = {
     "kmedoids": Provider(_kmedoids, (FL,), "kmedoids", _dense(4), peer=True, all_rows=False),
     "numpy": Provider(_obvious_numpy, needs=_obvious_needs, work=_eager),
     "torch": Provider(obvious_torch(), package="torch", needs=_obvious_needs, work=_eager),
+    "smartgpu-triton": Provider(
+        _smartgpu(backend="triton"), package="smartgpu", ours=True, named=True, halves=True
+    ),
+    "torch-cuda": Provider(obvious_torch("cuda"), package="torch", work=_eager, named=True),
 }
 
 

@@ -77,7 +77,7 @@ class Bench:
 
     def measure(self, cases: Iterable[Case], only: Iterable[str] | None = None) -> list[dict[str, Any]]:
         for case in cases:
-            wanted = [p for p in (case.providers or PROVIDERS) if case.objective in PROVIDERS[p].objectives]
+            wanted = [p for p in providers(case) if case.objective in PROVIDERS[p].objectives]
             wanted = [p for p in wanted if only is None or p in only]
             if "blas" in wanted and (case.n > YARDSTICK_ROWS or self._has_product(case)):
                 wanted.remove("blas")
@@ -168,10 +168,10 @@ class Bench:
             row.update(figures(run), gflop_s=round(2e-9 * case.n**2 * case.d / np.median(run.seconds), 1))
         else:
             picks = run.last["indices"]
-            key = picks.tobytes()
+            key = picks.tobytes() + bytes([provider.halves])
             if provider.ours:
                 if key not in known:
-                    known[key] = self._gate(case, x, run)
+                    known[key] = self._gate(case, x, run, provider.halves)
                 row.update(known[key])
                 if row["gate"] == "pass":
                     row.update(figures(run))
@@ -192,16 +192,16 @@ class Bench:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
         return {**row, **self.machine, "threads": threads(), "versions": versions, "time": now}
 
-    def _gate(self, case: Case, x: np.ndarray, run: Runs) -> dict[str, Any]:
+    def _gate(self, case: Case, x: np.ndarray, run: Runs, halves: bool) -> dict[str, Any]:
         """{"gate", ...}: the warm-up, and a small pool as a whole, against the reference; then pick by pick."""
         warm = run.warm["indices"]
         rows = run.warm["rows"]
-        verdict = gate.check_reference(case, np.array(x[:rows]), warm)
+        verdict = gate.check_reference(case, np.array(x[:rows]), warm, halves)
         if verdict == "pass" and case.n <= REFERENCE_ROWS:
-            verdict = gate.check_reference(case, np.array(x), run.last["indices"])
+            verdict = gate.check_reference(case, np.array(x), run.last["indices"], halves)
         if verdict != "pass":
             return {"gate": verdict}
-        verdict, details = gate.check(case, x, run.last["indices"], run.last["gains"])
+        verdict, details = gate.check(case, x, run.last["indices"], run.last["gains"], halves)
         value = details.pop("value", None)
         return {"gate": verdict, "value": value, "gate_details": details}
 
@@ -218,6 +218,11 @@ class Bench:
             with self.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         self.say(summary(row))
+
+
+def providers(case: Case) -> tuple[str, ...]:
+    """Who may run a case: those that it names, or all that run anywhere."""
+    return case.providers or tuple(name for name, row in PROVIDERS.items() if not row.named)
 
 
 def figures(run: Runs) -> dict[str, Any]:
@@ -267,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     cases = choose(QUICK if given.quick else CASES, given.cases)
     if given.list:
         for case in cases:
-            who = case.providers or [p for p, row in PROVIDERS.items() if case.objective in row.objectives]
+            who = case.providers or [p for p in providers(case) if case.objective in PROVIDERS[p].objectives]
             print(f"{case.name:<36} {' '.join(who)}")
         return 0
     if not cases:

@@ -17,7 +17,7 @@ pytest.importorskip("pytest_benchmark", reason="pip install 'smartgpu[bench]'")
 
 from bench.cases import FL, Case, write_pool
 from smartgpu import FacilityLocation, GraphCut, LogDet
-from smartgpu.backends import BACKENDS
+from smartgpu.backends import BACKENDS, gpu
 from smartgpu.objectives import Ground
 from smartgpu.similarity import as_similarity
 
@@ -35,6 +35,8 @@ def pool(tmp_path_factory) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=list(BACKENDS))
 def ground(request, pool) -> Ground:
+    if request.param == "triton" and not gpu.find_gpu().usable:
+        pytest.skip(f"backend triton: {gpu.find_gpu().missing}")
     return Ground(pool, as_similarity("cosine"), request.param)
 
 

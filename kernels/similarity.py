@@ -1,267 +1,373 @@
-"""Similarity tiles, reduced on the spot: the n x m matrix s is never stored.
+"""Similarity tiles: from rows of features to integers, the part that every dense kernel shares.
 
-Letters: n points x_i, m candidates y_j, d features, i over points, j over candidates.
+Letters: r represented rows x_i, n candidates y_j, m of them asked for, d features, i over rows, j over candidates.
+A tile has a side a and a side b; what they are is each kernel's choice, because a pair has the same value either way.
 
-One value per pair. Every kernel of this folder that needs s_ij makes it in the same three steps, so that the same
-pair has the same bits wherever it turns up:
+One value per pair. Every kernel that needs s_ij makes it by `dots`, then `quanta`:
 
-1. the dot product x_i . y_j in one float32 accumulator, k ascending in fixed steps of BLOCK_K, the last step padded
-   with zeros (which add nothing), never split over k;
-2. `_similarity`, the map of the similarity kind, clamped to [-1, 1];
-3. `_quantise`, s as an integer number of quanta of 2^-22.
+1. the dot product in one float32 accumulator: k ascending, the last step padded with zeros (which add nothing), never
+   split over k. Under "tf32x3" there are three such chains, hi.hi, hi.lo and lo.hi; the last two are added to each
+   other first, so that exchanging the rows changes nothing;
+2. the map of the similarity kind, clamped to [-1, 1];
+3. s as an integer number of quanta of 2^-22.
 
-Sums of quanta are integer sums: exact, and independent of tiles, launch order and atomics. The order of a pair does
-not matter either (products commute), except under precision "tf32x3": there the two cross terms hi.lo and lo.hi swap
-places, so x and y must keep their sides.
+The products of a chain commute and no step looks at the tile's shape, its place or its neighbours, so the bits depend
+on the two rows alone (on one kind of GPU: how a tensor core rounds inside a step of k is its own affair). The maps have
+no product that meets an addition unless one of its factors is a power of two, so contraction into an FMA would change
+nothing; the launches forbid it all the same.
+
+Sums of quanta are integer sums: exact, and independent of tiles, launch order and atomics.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
+from . import checks, launch
+
 QUANTUM = 2.0**-22  # of a similarity: the spacing of float32 in [2, 4), where s + 3 lies
-KINDS = ("dot", "cosine", "cosine_shifted", "cosine_squared")
+ONE = 2**22  # a similarity of 1, in quanta
+MAX_WEIGHT = 2**40  # of sum_i w_i: times 2^22 quanta it stays below 2^63
+DISTANCES = ("rbf", "exp_euclidean", "max_minus_sqeuclidean")
+KINDS = ("dot", "cosine", "cosine_shifted", "cosine_squared", *DISTANCES)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PRECISIONS = ("ieee", "tf32", "tf32x3")
-MAX_WEIGHT = 2**40  # of sum_i w_i: times 2^22 quanta it stays below 2^62
-
-# Decorators read this switch when a kernel is defined, so it is read once, here, with them.
-_INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @dataclass(frozen=True)
-class LaunchConfig:
-    """How a kernel is launched. BLOCK_K is part of the arithmetic of tf32x3; the rest changes no bit of the result."""
+class Form:
+    """How s_ij comes from the dot product of two rows and, for distances, D^2 = |x_i|^2 + |y_j|^2 - 2 x_i . y_j.
 
-    block_i: int
-    block_j: int
-    block_k: int
-    num_warps: int
-    num_stages: int
+    kind       "dot"                    scale x.y; scale is a power of two that brings it into [-1, 1]
+               "cosine"                 x.y, of rows with unit length (or zero: cosine 0 with everything)
+               "cosine_shifted"         (1 + x.y) / 2, of such rows
+               "cosine_squared"         (x.y)^2, of such rows
+               "rbf"                    exp(-gamma D^2)
+               "exp_euclidean"          exp(-gamma D)
+               "max_minus_sqeuclidean"  top - D^2, of rows scaled so that every D^2 <= 1; with top = 0, -D^2
+               Whatever leaves [-1, 1] is clamped.
+    precision  of float32 products: "ieee", "tf32" (10 bits behind the point; a GPU may cut the others off, so rounding
+               the rows once, `round_to_tf32`, halves the error and removes its bias) or "tf32x3" (about 21 bits);
+               products of float16 and bfloat16 are exact, and it must be "ieee" for them
+    raises ValueError for an unknown kind or precision, and for a parameter that is out of range or not the kind's
+    """
+
+    kind: str
+    scale: float = 1.0
+    gamma: float = 0.0
+    top: float = 0.0
+    precision: str = "ieee"
+
+    def __post_init__(self):
+        _check_option("kind", self.kind, KINDS)
+        _check_option("precision", self.precision, PRECISIONS)
+        if self.kind != "dot" and self.scale != 1.0:
+            raise ValueError(f"scale must be 1 for kind {self.kind!r}, got {self.scale!r}")
+        if not _is_power_of_two(self.scale):
+            raise ValueError(
+                f"scale must be a positive power of two within float32's range, got {self.scale!r}"
+            )
+        if self.kind in ("rbf", "exp_euclidean"):
+            # the ends keep gamma log2(e) a normal float32: an infinite one would make NaN of the distance 0
+            if not 2.0**-120 <= self.gamma <= 2.0**120:
+                raise ValueError(f"gamma must be positive and finite in float32, got {self.gamma!r}")
+        elif self.gamma != 0.0:
+            raise ValueError(f"gamma must be 0 for kind {self.kind!r}, got {self.gamma!r}")
+        if not 0.0 <= self.top <= (1.0 if self.kind == "max_minus_sqeuclidean" else 0.0):
+            raise ValueError(f"top must be 0, or in [0, 1] for max_minus_sqeuclidean, got {self.top!r}")
+
+    @property
+    def distance(self):
+        """Whether the kind needs squared norms."""
+        return self.kind in DISTANCES
+
+    @property
+    def factor(self):
+        """The one number that the kind's map takes."""
+        if self.kind == "dot":
+            return float(self.scale)
+        if self.kind in ("rbf", "exp_euclidean"):
+            return -self.gamma * math.log2(math.e)
+        return float(self.top)
 
 
-# (arithmetic, weighted) -> launch. Chosen so that sm_80, sm_90 and sm_100 compile without spills, as
-# tests/test_kernels.py checks; not yet timed on a device. int64 weights double the registers of a tile's epilogue,
-# hence their smaller tiles.
-TOTALS_CONFIG = {
-    ("half", False): LaunchConfig(128, 128, 64, num_warps=8, num_stages=3),  # 96 KiB of tiles in flight
-    ("half", True): LaunchConfig(64, 128, 64, num_warps=8, num_stages=3),
-    ("tf32", False): LaunchConfig(128, 128, 32, num_warps=8, num_stages=3),  # the same bytes
-    ("tf32", True): LaunchConfig(64, 128, 32, num_warps=8, num_stages=3),
-    # High and low parts double the operands in registers: sm_80 spills at a BLOCK_K of 32.
-    ("tf32x3", False): LaunchConfig(64, 128, 16, num_warps=8, num_stages=3),
-    ("tf32x3", True): LaunchConfig(64, 128, 16, num_warps=8, num_stages=3),
-    # No tensor core: operands and products live in registers.
-    ("ieee", False): LaunchConfig(64, 64, 16, num_warps=8, num_stages=3),
-    ("ieee", True): LaunchConfig(64, 64, 16, num_warps=8, num_stages=3),
-}
-ROW_TILES = 8  # row tiles reduced by one program before its one atomic per candidate
+# ---- on the device
 
 
 @triton.jit
-def _similarity(
-    acc,  # (BLOCK_I, BLOCK_J) fp32, dot products
-    scale,  # fp32, a power of two; 1 unless KIND is "dot"
+def place(
+    pid,  # int64
+    tiles_a,
+    chunks,
+    GROUP: tl.constexpr,
+):
+    """(tile of side a, chunk of side b) of a program. Programs that run together share GROUP tiles of a and a few
+    chunks of b, which then come from L2."""
+    first = pid // (GROUP * chunks) * GROUP
+    width = tl.minimum(tiles_a - first, GROUP)
+    inside = pid % (GROUP * chunks)
+    return first + inside % width, inside // width
+
+
+@triton.jit
+def gather(
+    INDEX,  # (size,) int64, or None: the rows themselves
+    r,  # (BLOCK,) int64
+    size,
+):
+    """Row numbers to load. Those beyond the end repeat the last row: loads need no mask, results do."""
+    r = tl.minimum(r, size - 1)
+    if INDEX is not None:
+        r = tl.load(INDEX + r)
+    return r
+
+
+@triton.jit
+def dots(
+    A,  # (*, d) fp16 | bf16 | fp32, last dimension contiguous
+    B,  # (*, d) as A
+    a,  # (BLOCK_A,) int64, rows of A
+    b,  # (BLOCK_B,) int64, rows of B
+    d,
+    stride_a,
+    stride_b,
+    PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr,  # d is a multiple of BLOCK_K
+    EMULATE: tl.constexpr,  # the interpreter runs this
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Dot products of rows, (BLOCK_A, BLOCK_B) fp32."""
+    k = tl.arange(0, BLOCK_K)
+    at_a = A + a[:, None] * stride_a + k[None, :]  # (BLOCK_A, BLOCK_K)
+    at_b = B + b[None, :] * stride_b + k[:, None]  # (BLOCK_K, BLOCK_B)
+    acc = tl.zeros((BLOCK_A, BLOCK_B), dtype=tl.float64 if EMULATE else tl.float32)
+    if PRECISION == "tf32x3" and not EMULATE:
+        high_low = tl.zeros((BLOCK_A, BLOCK_B), dtype=tl.float32)
+        low_high = tl.zeros((BLOCK_A, BLOCK_B), dtype=tl.float32)
+    for k0 in range(0, d, BLOCK_K):
+        if EVEN_K:
+            u = tl.load(at_a + k0)
+            v = tl.load(at_b + k0)
+        else:  # 0: adds nothing to a dot product
+            u = tl.load(at_a + k0, mask=k[None, :] < d - k0, other=0.0)
+            v = tl.load(at_b + k0, mask=k[:, None] < d - k0, other=0.0)
+        if EMULATE:
+            # The interpreter's float32 products depend on their place in the tile, its bf16 ones are wrong. In float64,
+            # rounded once at the end, those of float16 are exact and the others as good as.
+            u = u.to(tl.float32).to(tl.float64)
+            v = v.to(tl.float32).to(tl.float64)
+            acc = tl.dot(u, v, acc, input_precision="ieee", out_dtype=tl.float64)
+        elif PRECISION == "tf32x3":
+            # -8192 = ~0x1fff clears the 13 bits that tf32 lacks; what is left is exact
+            u_high = (u.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            v_high = (v.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            high_low = tl.dot(u_high, v - v_high, high_low, input_precision="tf32")
+            low_high = tl.dot(u - u_high, v_high, low_high, input_precision="tf32")
+            acc = tl.dot(u_high, v_high, acc, input_precision="tf32")
+        else:
+            acc = tl.dot(u, v, acc, input_precision=PRECISION)
+    if PRECISION == "tf32x3" and not EMULATE:
+        acc += high_low + low_high
+    return acc.to(tl.float32)
+
+
+@triton.jit
+def squares_of(
+    SQUARES,  # (*,) fp32, or None
+    r,  # (BLOCK,) int64, rows
+):
+    """Squared norms of rows, (BLOCK,) fp32; None for kinds that need none."""
+    out = None
+    if SQUARES is not None:
+        out = tl.load(SQUARES + r)
+    return out
+
+
+@triton.jit
+def quanta(
+    acc,  # (BLOCK_A, BLOCK_B) fp32, dot products
+    a_squares,  # (BLOCK_A,) fp32, or None
+    b_squares,  # (BLOCK_B,) fp32, or None
+    factor,  # fp32, Form.factor
     KIND: tl.constexpr,
 ):
-    """The similarity of a kind, from the dot product. Rows of the cosine kinds come with unit (or zero) length.
-
-    No product below meets an addition that a compiler could contract with it into one FMA, which would round once
-    instead of twice and give a pair other bits here than elsewhere: products by powers of two are exact (scale,
-    1/2), and the square is clamped before `_quantise` adds to it. The launcher also passes enable_fp_fusion=False.
-    """
-    # 2^-24-sized excesses over 1 are rounding; NaN, which callers refuse, would become a bound.
-    s = tl.minimum(tl.maximum(acc * scale, -1.0), 1.0)
-    if KIND == "cosine_shifted":
-        s = (s + 1.0) * 0.5
+    """Similarities in quanta, (BLOCK_A, BLOCK_B) int32 in [-2^22, 2^22]."""
+    if KIND == "dot":
+        s = acc * factor
+    elif KIND == "cosine_shifted":
+        s = acc * 0.5 + 0.5
     elif KIND == "cosine_squared":
-        s = tl.minimum(s * s, 1.0)
-    return s
-
-
-@triton.jit
-def _quantise(
-    s,  # any shape, fp32 in [-1, 1]
-):
-    """s in quanta, int32 in [-2^22, 2^22], rounded to nearest even.
-
-    s + 3 lies in [2, 4], where float32 is spaced by 2^-22 (and 4 follows the last of them), so the addition rounds
-    and the bits count quanta upwards from those of 3.0 = 0x40400000.
-    """
+        s = acc * acc
+    elif KIND == "cosine":
+        s = acc
+    else:
+        # of equal rows both squares are this very dot product, so that the distance is 0
+        s = tl.maximum((a_squares[:, None] + b_squares[None, :]) - 2.0 * acc, 0.0)
+        if KIND == "max_minus_sqeuclidean":
+            s = factor - s
+        else:
+            if KIND == "exp_euclidean":
+                s = tl.sqrt(s)
+            s = tl.exp2(s * factor)
+    s = tl.minimum(tl.maximum(s, -1.0), 1.0)
+    # s + 3 lies in [2, 4], where float32 is spaced by 2^-22 (and 4 follows the last of them): the addition rounds to
+    # nearest even, and the bits count quanta upwards from those of 3.0.
     return (s + 3.0).to(tl.int32, bitcast=True) - 0x40400000
 
 
 @triton.jit
-def _totals_kernel(
+def _squared_norms_kernel(
     X,  # (n, d) fp16 | bf16 | fp32, last dimension contiguous
-    Y,  # (m, d) as X
-    W,  # (n,) int64 contiguous, or None: all ones
-    OUT,  # (m,) int64 contiguous, zeroed by the launcher
+    OUT,  # (n,) fp32
     n,
-    m,
     d,
-    row_tiles,  # row tiles of one program
-    scale,  # fp32
     stride_x,
-    stride_y,
-    KIND: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_J: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EMULATE: tl.constexpr,
+    BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # |q| <= 2^22, so 256 rows of a tile sum to at most 2^30: int32 holds them.
-    tl.static_assert(BLOCK_I <= 256)
-    pid = tl.program_id(0).to(tl.int64)
-    # Neighbouring programs share row tiles and differ in candidates: x is then read from L2, not from memory.
-    tiles_j = (m + BLOCK_J - 1) // BLOCK_J
-    tile_j = pid % tiles_j
-    first = (pid // tiles_j) * row_tiles
-    last = tl.minimum(first + row_tiles, (n + BLOCK_I - 1) // BLOCK_I)
-
-    j = tile_j * BLOCK_J + tl.arange(0, BLOCK_J)  # (BLOCK_J,)
-    k = tl.arange(0, BLOCK_K)  # (BLOCK_K,)
-    y = Y + j[None, :] * stride_y + k[:, None]  # (BLOCK_K, BLOCK_J)
-    total = tl.zeros((BLOCK_J,), dtype=tl.int64)
-
-    for tile_i in range(first, last):
-        i = tile_i * BLOCK_I + tl.arange(0, BLOCK_I)  # (BLOCK_I,)
-        x = X + i[:, None] * stride_x + k[None, :]  # (BLOCK_I, BLOCK_K)
-        acc = tl.zeros((BLOCK_I, BLOCK_J), dtype=tl.float32)
-        for k0 in range(0, d, BLOCK_K):
-            in_x = (i[:, None] < n) & (k[None, :] < d - k0)
-            in_y = (j[None, :] < m) & (k[:, None] < d - k0)
-            # 0: adds nothing to a dot product; rows beyond n or m are dropped below
-            a = tl.load(x + k0, mask=in_x, other=0.0)  # (BLOCK_I, BLOCK_K)
-            b = tl.load(y + k0, mask=in_y, other=0.0)  # (BLOCK_K, BLOCK_J)
-            if UPCAST:  # the interpreter's bf16 dot is silently wrong; its products are exact in fp32
-                a = a.to(tl.float32)
-                b = b.to(tl.float32)
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        q = _quantise(_similarity(acc, scale, KIND))  # (BLOCK_I, BLOCK_J) int32
-        # A row beyond n has s = 1/2 under "cosine_shifted", so it is dropped after the map, not before.
-        if W is None:
-            q = tl.where(i[:, None] < n, q, 0)
-            total += tl.sum(q, axis=0).to(tl.int64)
-        else:
-            w = tl.load(W + i, mask=i < n, other=0)  # 0: such a row weighs nothing
-            total += tl.sum(q.to(tl.int64) * w[:, None], axis=0)
-    # Integer atomics: the order of arrival changes nothing.
-    tl.atomic_add(OUT + j, total, mask=j < m, sem="relaxed")
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    rows = gather(None, i, n)
+    acc = dots(X, X, rows, rows, d, stride_x, stride_x, PRECISION, EVEN_K, EMULATE, BLOCK, BLOCK, BLOCK_K)
+    at = tl.arange(0, BLOCK)
+    # 0: the sum has one other term, the diagonal
+    out = tl.sum(tl.where(at[:, None] == at[None, :], acc, 0.0), axis=1)
+    tl.store(OUT + i, out, mask=i < n)
 
 
-def totals(x, y, weights=None, *, kind="cosine", scale=1.0, precision="ieee", out=None):
-    """Weighted column sums of similarities: out[j] = sum_i w_i q_ij, with s_ij in quanta q_ij of 2^-22. Exact sums.
+# ---- on the host
 
-    x          (n, d) float16 | bfloat16 | float32, finite, any row stride, last dimension contiguous
-    y          (m, d) like x; the candidates
-    weights    (n,) int64, >= 0, sum at most 2^40; None: all ones
-    kind       "dot", "cosine", "cosine_shifted" ((1 + s) / 2) or "cosine_squared"; rows of the cosine kinds are
-               expected with unit length (or zero: cosine 0 with everything)
-    scale      power of two by which "dot" multiplies x_i . y_j to bring it into [-1, 1]; beyond that it is clamped
-    precision  of float32 products: "ieee", "tf32" or "tf32x3"; float16 and bfloat16 products are exact
-    out        (m,) int64 contiguous, overwritten; None: a new one
-    returns    (m,) int64, in quanta: multiply by QUANTUM (and divide by scale) for units of similarity
 
-    O(n m d) time, O(m) memory. Any sum stays below 2^62 for n <= 2^40.
-    raises ValueError on a wrong shape, dtype, device or option
-    source: design brief, 2 (graph cut's total_j) and 3.0 (one value per pair)
+def squared_norms(x, form):
+    """|x_i|^2 by the very chain of the dot products, so that the distance of equal rows is exactly 0.
+
+    x       (n, d) float16 | bfloat16 | float32, any row stride, last dimension contiguous
+    returns (n,) float32; None for kinds that need no norms
+    64 n d multiplications, 2 or 4 bytes read for each feature.
+    raises ValueError on a wrong shape, dtype or device
     """
-    n, m, d = _check_pair(x, y)
-    _check_option("kind", kind, KINDS)
-    _check_option("precision", precision, PRECISIONS)
-    if kind != "dot" and scale != 1.0:
-        raise ValueError(f"scale must be 1 for kind {kind!r}, got {scale!r}")
-    if not _is_power_of_two(scale):
-        raise ValueError(f"scale must be a positive power of two within float32's range, got {scale!r}")
-    if weights is not None:
-        _check_vector("weights", weights, n, x.device)
-        _check_weights(weights)
-    if out is None:
-        out = torch.zeros(m, dtype=torch.int64, device=x.device)
-    else:
-        _check_vector("out", out, m, x.device)
-        out.zero_()
-    if n == 0 or m == 0:
+    checks.rows("x", x, DTYPES)
+    if not form.distance:
+        return None
+    n, d = x.shape
+    out = torch.empty(n, dtype=torch.float32, device=x.device)
+    if n == 0:
         return out
-
-    config = TOTALS_CONFIG[precision if x.dtype == torch.float32 else "half", weights is not None]
-    tiles_i, tiles_j = triton.cdiv(n, config.block_i), triton.cdiv(m, config.block_j)
-    # One grid axis holds 2^31 - 1 programs; bigger problems give each more row tiles.
-    row_tiles = max(ROW_TILES, triton.cdiv(tiles_i * tiles_j, 2**31 - 1 - tiles_j))
-    grid = (tiles_j * triton.cdiv(tiles_i, row_tiles),)
-    with torch.cuda.device_of(x):
-        _totals_kernel[grid](
-            x,
-            y,
-            weights,
-            out,
-            n,
-            m,
-            d,
-            row_tiles,
-            float(scale),
-            x.stride(0),
-            y.stride(0),
-            KIND=kind,
-            PRECISION=precision,
-            UPCAST=_INTERPRETED and x.dtype == torch.bfloat16,
-            BLOCK_I=config.block_i,
-            BLOCK_J=config.block_j,
-            BLOCK_K=config.block_k,
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            enable_fp_fusion=False,
-        )
+    config = launch_config("norms", x, x, form)
+    launch.run(
+        _squared_norms_kernel,
+        triton.cdiv(n, config.block_a),
+        config,
+        x,
+        X=x,
+        OUT=out,
+        n=n,
+        d=d,
+        stride_x=x.stride(0),
+        PRECISION=form.precision,
+        EVEN_K=d % config.block_k == 0,
+        EMULATE=launch.INTERPRETED,
+        BLOCK=config.block_a,
+        BLOCK_K=config.block_k,
+    )
     return out
 
 
-def _check_pair(x, y):
-    """Refuse rows that no kernel here can read; returns (n, m, d)."""
-    for name, a in (("x", x), ("y", y)):
-        if not isinstance(a, torch.Tensor):
-            raise ValueError(f"{name} must be a torch.Tensor, got {type(a).__name__}")
-        if a.ndim != 2:
-            raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(a.shape)}")
-        if a.dtype not in DTYPES:
-            raise ValueError(f"{name} must have one of the dtypes {_names(DTYPES)}, got {a.dtype}")
-        if a.shape[1] > 1 and a.stride(1) != 1:
-            raise ValueError(
-                f"{name} must have a contiguous last dimension (stride 1), got stride {a.stride(1)}"
-            )
-        if not _INTERPRETED and a.device.type != "cuda":
-            raise ValueError(
-                f"{name} must be on a CUDA device, got {a.device} (without a GPU, TRITON_INTERPRET=1 in the "
-                "environment before triton is imported runs the kernels on the CPU, slowly)"
-            )
+def round_to_tf32(x):
+    """float32 rows rounded to the nearest tf32 (10 bits behind the point, ties away from zero), as float32.
+
+    Tensor cores cut the other 13 bits off. x (n, d) float32, finite; a new tensor, O(n d).
+    """
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def arithmetic(x, form):
+    """The arithmetic of a launch, as launch.TABLE calls it: "half", or the precision of float32."""
+    if x.dtype == torch.float32:
+        return form.precision
+    if form.precision != "ieee":
+        raise ValueError(
+            f'precision must be "ieee" for {x.dtype}, whose products are exact, got {form.precision!r}'
+        )
+    return "half"
+
+
+def launch_config(kernel, a, b, form):
+    """The launch of a kernel for these matrices."""
+    name = kernel if _aligned(a) and _aligned(b) else "unaligned"
+    return launch.config(name, launch.arch(a.device), arithmetic(a, form))
+
+
+def _aligned(x):
+    """Whether triton knows that rows begin at multiples of 16 elements, and can copy them in wide pieces."""
+    return x.stride(0) % 16 == 0 and x.shape[1] % 16 == 0 and x.data_ptr() % 16 == 0
+
+
+def same(x, y):
+    """Whether two arguments are one matrix, whose similarity is symmetric."""
+    return x is y or (x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride())
+
+
+def pair_arguments(a, b, form, config, a_squares=None, b_squares=None):
+    """What every kernel over pairs of rows takes: matrices, squared norms, sizes, strides and constants."""
+    d = a.shape[1]
+    a_squares = squares(a, form, a_squares)
+    b_squares = a_squares if b_squares is None and same(a, b) else squares(b, form, b_squares)
+    return {
+        "A": a,
+        "B": b,
+        "A_SQUARES": a_squares,
+        "B_SQUARES": b_squares,
+        "d": d,
+        "factor": form.factor,
+        "stride_a": a.stride(0),
+        "stride_b": b.stride(0),
+        "KIND": form.kind,
+        "PRECISION": form.precision,
+        "EVEN_K": d % config.block_k == 0,
+        "EMULATE": launch.INTERPRETED,
+        "BLOCK_A": config.block_a,
+        "BLOCK_B": config.block_b,
+        "BLOCK_K": config.block_k,
+    }
+
+
+def squares(x, form, given):
+    """Squared norms for a launch: those given, checked, or computed here; None for kinds that need none."""
+    if not form.distance:
+        return None
+    if given is None:
+        return squared_norms(x, form)
+    checks.tensor("squares", given, (x.shape[0],), (torch.float32,), ("x", x))
+    return given
+
+
+def check_pair(x, y):
+    """Refuse two matrices whose rows no kernel here can compare; returns (r, n)."""
+    checks.rows("x", x, DTYPES)
+    checks.rows("y", y, DTYPES)
     if y.shape[1] != x.shape[1]:
-        raise ValueError(f"y must be (m, {x.shape[1]}) like x, got {tuple(y.shape)}")
+        raise ValueError(f"y must be (n, {x.shape[1]}) like x, got {tuple(y.shape)}")
     if y.dtype != x.dtype:
         raise ValueError(f"y must have x's dtype {x.dtype}, got {y.dtype}")
     if y.device != x.device:
         raise ValueError(f"y must be on x's device {x.device}, got {y.device}")
-    return x.shape[0], y.shape[0], x.shape[1]
+    return x.shape[0], y.shape[0]
 
 
-def _check_vector(name, v, length, device):
-    """Refuse all but a contiguous int64 vector of the given length and device."""
-    if not isinstance(v, torch.Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor, got {type(v).__name__}")
-    if tuple(v.shape) != (length,):
-        raise ValueError(f"{name} must have shape ({length},), got {tuple(v.shape)}")
-    if v.dtype != torch.int64:
-        raise ValueError(f"{name} must have dtype torch.int64, got {v.dtype}")
-    if length > 1 and v.stride(0) != 1:
-        raise ValueError(f"{name} must be contiguous, got stride {v.stride(0)}")
-    if v.device != device:
-        raise ValueError(f"{name} must be on x's device {device}, got {v.device}")
+def check_weights(weights):
+    """Refuse weights with which a sum could leave int64: (r,) int64, >= 0, sum at most 2^40.
 
-
-def _check_weights(weights):
-    """Refuse weights with which a sum could leave int64."""
+    It waits for the device, so launchers do not call it: whoever makes the weights does, once.
+    """
     if weights.numel() == 0:
         return
     smallest = int(weights.min())
@@ -281,8 +387,7 @@ def _check_option(name, value, known):
 def _is_power_of_two(scale):
     if not isinstance(scale, (int, float)) or not 2.0**-126 <= scale <= 2.0**127:
         return False
-    mantissa = float(scale).hex().split("p")[0]
-    return mantissa == "0x1.0000000000000"
+    return math.frexp(scale)[0] == 0.5
 
 
 def _names(values):

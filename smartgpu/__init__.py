@@ -7,10 +7,11 @@
 
 import logging as _logging
 
-from smartgpu.api import rank, select
+from smartgpu.api import plan, rank, select
 from smartgpu.evaluation import Evaluation, evaluate
 from smartgpu.objectives import FacilityLocation, GraphCut, LogDet, Modular, WeightedSum
 from smartgpu.options import Options
+from smartgpu.planning import Plan
 from smartgpu.selection import Assignment, Selection
 from smartgpu.similarity import (
     Cosine,
@@ -40,12 +41,14 @@ __all__ = [
     "MaxMinusSqeuclidean",
     "Modular",
     "Options",
+    "Plan",
     "Precomputed",
     "Rbf",
     "Selection",
     "WeightedSum",
     "__version__",
     "evaluate",
+    "plan",
     "rank",
     "select",
 ]

@@ -9,16 +9,20 @@ import numpy as np
 from smartgpu.similarity import Matrix, Precomputed, power_of_two
 
 EMBEDDING_COLUMNS = ("embeddings", "embedding", "vector")
-BLOCK = 8192
+TENSOR_DTYPES = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool".split()
+TILE = 512  # rows and columns of a given matrix that are looked at together
 
 
-def as_matrix(value: Any, name: str = "X") -> np.ndarray:
+def as_matrix(value: Any, name: str = "X", *, tensors: bool = False) -> np.ndarray:
     """A non-empty, finite (n, d) array of any real dtype and layout; no copy where numpy can view the input.
 
     Takes ndarrays and memmaps, torch and CuPy tensors (on a device: copied to the host) and other DLPack objects,
     pyarrow (fixed-size) list columns, HF datasets with an embedding column, and nested sequences.
+    tensors: torch and CuPy tensors stay where they are, and come back as torch tensors.
     Raises TypeError for other things; ValueError for a wrong shape, ragged rows, NaN or infinity (count and first row).
     """
+    if tensors and is_tensor(value):
+        return as_tensor(value, name)
     out = _to_numpy(value, name)
     if out.dtype == object or out.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {out.dtype}")
@@ -34,9 +38,10 @@ def check_finite(x: np.ndarray, name: str) -> None:
     """ValueError with the number of NaN and infinite values and the first row that holds one."""
     if x.dtype.kind != "f":
         return
-    count, first = 0, -1
-    for i in range(0, len(x), BLOCK):
-        bad = ~np.isfinite(x[i : i + BLOCK])
+    count, first, block = 0, -1, max(1, (1 << 20) // max(x.shape[1], 1))
+    for i in range(0, len(x), block):
+        bad = np.isfinite(x[i : i + block])
+        np.logical_not(bad, out=bad)
         if bad.any():
             count += int(bad.sum())
             if first < 0:
@@ -45,6 +50,66 @@ def check_finite(x: np.ndarray, name: str) -> None:
         raise ValueError(
             f"{name} must be finite, got {count} NaN or infinite values, the first in row {first}"
         )
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a torch tensor, or an array on a CUDA device (CuPy's, Numba's)."""
+    package = type(value).__module__.partition(".")[0]
+    return package in ("torch", "cupy") or (package != "numpy" and hasattr(value, "__cuda_array_interface__"))
+
+
+def on_gpu(value: Any) -> bool:
+    """Whether it is an array on a CUDA device."""
+    return is_tensor(value) and hasattr(value, "__cuda_array_interface__")
+
+
+def as_tensor(value: Any, name: str) -> Any:
+    """A checked torch tensor (n, d) that shares the value's memory, as as_matrix() checks arrays. Raises likewise."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        strides = getattr(value, "strides", None) or ()
+        if any(step % value.dtype.itemsize for step in strides):
+            raise ValueError(
+                f"{name} must have strides that are multiples of its element size, {value.dtype.itemsize} bytes, "
+                f"got strides {tuple(strides)}"
+            )
+        value = (
+            torch.from_dlpack(value)
+            if hasattr(value, "__dlpack__")
+            else torch.as_tensor(value, device="cuda")
+        )
+    out = value.detach()
+    dtype = str(out.dtype).removeprefix("torch.")
+    if dtype not in TENSOR_DTYPES:
+        raise TypeError(f"{name} must hold real numbers ({', '.join(TENSOR_DTYPES)}), got dtype {dtype}")
+    if out.layout != torch.strided or out.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{name} must be a dense tensor on a CUDA device or on the host, got {out.layout} on {out.device}"
+        )
+    if out.ndim != 2:
+        raise ValueError(f"{name} must be two-dimensional, (rows, features), got shape {tuple(out.shape)}")
+    if 0 in out.shape:
+        raise ValueError(
+            f"{name} is empty: expected at least one row and one feature, got shape {tuple(out.shape)}"
+        )
+    count, first, block = 0, -1, max(1, (1 << 24) // out.shape[1])
+    for i in range(0, len(out) if out.is_floating_point() else 0, block):
+        bad = (~out[i : i + block].isfinite()).sum(dim=1)
+        found = int(bad.sum())
+        if found and first < 0:
+            first = i + int((bad > 0).nonzero()[0])
+        count += found
+    if count:
+        raise ValueError(
+            f"{name} must be finite, got {count} NaN or infinite values, the first in row {first}"
+        )
+    return out
+
+
+def on_host(value: Any) -> np.ndarray:
+    """The array itself, or a host copy of a tensor; bfloat16 becomes float32, which holds all its values."""
+    return value if isinstance(value, np.ndarray) else _to_numpy(value, "X")
 
 
 def _to_numpy(value: Any, name: str) -> np.ndarray:
@@ -130,8 +195,10 @@ def _from_arrow(column: Any, name: str) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def as_similarity_matrix(value: Any, name: str = "X") -> Matrix:
+def as_similarity_matrix(value: Any, name: str = "X", *, tensors: bool = False) -> Matrix:
     """A precomputed similarity, represented x candidates: a dense matrix, or scipy CSR/CSC/COO (by duck type).
+
+    tensors: as for as_matrix().
 
     Entries that a sparse matrix does not store are 0. Repeated entries of one place are added up, as scipy does.
     """
@@ -141,10 +208,9 @@ def as_similarity_matrix(value: Any, name: str = "X") -> Matrix:
             raise ValueError(f"{name} is empty, got shape {value.shape}")
         if value.dtype.kind not in "fiub":
             raise TypeError(f"{name} must hold real numbers, got dtype {value.dtype}")
-        columns, rows = value.tocsc(copy=True), value.tocsr(copy=True)
-        for side in (columns, rows):
-            side.sum_duplicates()
-            side.sort_indices()
+        columns = value.tocsc(copy=True)
+        columns.sum_duplicates()
+        columns.sort_indices()
         data = np.asarray(columns.data, np.float64)
         bad = np.flatnonzero(~np.isfinite(data))
         if len(bad):
@@ -154,21 +220,29 @@ def as_similarity_matrix(value: Any, name: str = "X") -> Matrix:
             )
         asymmetry = np.inf
         if value.shape[0] == value.shape[1]:
-            gap = abs(columns - columns.T)
-            asymmetry = float(gap.max()) if gap.nnz else 0.0
+            asymmetry, across = 0.0, columns.T.tocsc()
+            for j in range(0, value.shape[1], TILE):
+                gap = abs(columns[:, j : j + TILE] - across[:, j : j + TILE])
+                asymmetry = max(asymmetry, float(gap.max()) if gap.nnz else 0.0)
+            del across
         csc = columns.indptr.astype(np.int64), columns.indices.astype(np.int64), data
         full = columns.nnz == value.shape[0] * value.shape[1]
         lowest = float(data.min(initial=np.inf if full else 0.0))
         unit = power_of_two(float(np.abs(data).max(initial=0.0)))
         return Matrix(kind, tuple(value.shape), None, csc, unit, asymmetry, lowest)
-    dense = as_matrix(value, name)
-    asymmetry, lowest, top = (0.0 if dense.shape[0] == dense.shape[1] else np.inf), np.inf, 0.0
-    for i in range(0, len(dense), 1024):
-        block = np.asarray(dense[i : i + 1024], np.float64)
-        lowest, top = min(lowest, float(block.min())), max(top, float(np.abs(block).max()))
-        if asymmetry < np.inf:
-            asymmetry = max(asymmetry, float(np.abs(block - dense[:, i : i + 1024].T).max()))
-    return Matrix(kind, dense.shape, dense, None, power_of_two(top), asymmetry, lowest)
+    dense = as_matrix(value, name, tensors=tensors)
+    square = dense.shape[0] == dense.shape[1]
+    asymmetry, lowest, highest = (0.0 if square else np.inf), np.inf, -np.inf
+    for i in range(0, dense.shape[0], TILE):
+        for j in range(0, dense.shape[1], TILE):
+            tile = np.asarray(on_host(dense[i : i + TILE, j : j + TILE]), np.float64)
+            lowest, highest = min(lowest, float(tile.min())), max(highest, float(tile.max()))
+            if square and j >= i:
+                gap = tile - on_host(dense[j : j + TILE, i : i + TILE]).T
+                asymmetry = max(asymmetry, float(np.abs(gap, out=gap).max()))
+    return Matrix(
+        kind, tuple(dense.shape), dense, None, power_of_two(max(-lowest, highest)), asymmetry, lowest
+    )
 
 
 def as_rows(value: Any, n: int, name: str) -> np.ndarray:

@@ -17,11 +17,20 @@ SECONDS = 5.0  # between writes
 
 
 def fingerprint(x: np.ndarray) -> str:
-    """sha256 of shape, dtype and content of an array, hex. Reads the array once, in blocks."""
-    digest = hashlib.sha256(f"{x.shape} {x.dtype.str}".encode())
+    """sha256 of shape, dtype and content of an array, hex. Reads the array once, in blocks.
+
+    A torch tensor has that of its host copy, bfloat16 as float32.
+    """
+    digest = hashlib.sha256(f"{tuple(x.shape)} {_on_host(x[:1]).dtype.str}".encode())
     for i in range(0, len(x), 4096):
-        digest.update(np.ascontiguousarray(x[i : i + 4096]).data)
+        digest.update(np.ascontiguousarray(_on_host(x[i : i + 4096])).data)
     return digest.hexdigest()
+
+
+def _on_host(block: Any) -> np.ndarray:
+    if isinstance(block, np.ndarray):
+        return block
+    return (block.float() if str(block.dtype) == "torch.bfloat16" else block).cpu().numpy()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: smartgpu select, rank, evaluate, demo."""
+"""The command line: smartgpu select, rank, plan, evaluate, demo, doctor."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from smartgpu.version import __version__
 HELP = {
     "select": "choose the best k rows of a pool",
     "rank": "order the whole pool: every prefix is the selection of that size",
+    "plan": "say what select, with the same options, will allocate and about how long it takes",
     "evaluate": "score chosen rows, from any tool",
     "demo": "write a small instruction pool and select from it",
+    "doctor": "say what is installed and what it enables, and check every backend on this machine",
 }
 SHOWN = 8  # chosen rows printed
 WIDTH = 90  # of their text
@@ -103,7 +105,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[str, str | None, dict[str, Any]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for a failure, 2 for bad input, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 1 for a failure, 2 for bad input, 130 when interrupted.
+
+    Of doctor: 1 where something that is installed is wrong.
+    """
     command, file, given = _parse(argv)
     with _logging(_level(given.get("quiet"), given.get("verbose"))) as handler:
         try:
@@ -111,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options |= {name: check_value(FIELDS[name], value, _flag(name)) for name, value in given.items()}
             config = Config(**options)
             handler.setLevel(_level(config.quiet, config.verbose))
-            _run(config, command, progress=not config.quiet and sys.stderr.isatty())
+            status = _run(config, command, progress=not config.quiet and sys.stderr.isatty())
             sys.stdout.flush()
         except KeyboardInterrupt:
             print(f"smartgpu {command}: interrupted; the same command goes on from here", file=sys.stderr)
@@ -123,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(command, error, 2)
         except (OSError, MemoryError) as error:
             return _fail(command, error, 1)
-    return 0
+    return status
 
 
 def _fail(command: str, error: BaseException, status: int) -> int:
@@ -164,16 +169,26 @@ def _logging(shown: int) -> Iterator[logging.Handler]:
         log.setLevel(level)
 
 
-def _run(config: Config, command: str, progress: bool) -> None:
+def _run(config: Config, command: str, progress: bool) -> int:
+    if command == "doctor":
+        from smartgpu import doctor
+
+        report = doctor.examine()
+        print(json.dumps(report.to_dict(), indent=1) if config.json else report)
+        return int(bool(report.wrong))
     from smartgpu import runs
 
     if command == "evaluate":
         result = runs.evaluate(config, progress)
         print(json.dumps(result.to_dict(), indent=1) if config.json else result)
+    elif command == "plan":
+        result = runs.plan(config, progress)
+        print(json.dumps(result.to_dict(), indent=1) if config.json else result)
     elif command == "demo":
         _demo(config, progress)
     else:
         _report(runs.run(config, command, progress), config)
+    return 0
 
 
 def _report(done: Any, config: Config) -> None:

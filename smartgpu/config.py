@@ -12,11 +12,11 @@ from typing import Any
 from smartgpu.backends import NAMES, resolve
 from smartgpu.io import FORMATS
 from smartgpu.objectives import OBJECTIVES, GraphCut, LogDet, Objective, as_objective
-from smartgpu.options import MAXIMIZERS, TIES
+from smartgpu.options import MAXIMIZERS, PRECISIONS, TIES
 from smartgpu.similarity import KINDS, Rbf, Similarity, as_similarity
 
-ALL = ("select", "rank", "evaluate", "demo")
-RUNS = ("select", "rank", "demo")
+ALL = ("select", "rank", "plan", "evaluate", "demo")
+RUNS = ("select", "rank", "plan", "demo")
 # Options that are paths of data, whose content counts, or that change no result.
 ASIDE = {
     *(
@@ -30,7 +30,19 @@ ASIDE = {
         "exclude",
         "chosen",
     ),
-    *("out", "batch_size", "device", "cache", "threads", "memory", "overwrite", "quiet", "verbose", "json"),
+    *(
+        "out",
+        "batch_size",
+        "device",
+        "cache",
+        "threads",
+        "memory",
+        "overwrite",
+        "quiet",
+        "verbose",
+        "plan",
+        "json",
+    ),
 }
 
 
@@ -48,25 +60,25 @@ class Config:
         None,
         "json, jsonl, csv, parquet (a file, a folder of shards or a glob), a HF dataset folder, or embeddings alone "
         "(npy, npz, safetensors, parquet with an embeddings column)",
-        on=("select", "rank", "evaluate"),
+        on=("select", "rank", "plan", "evaluate"),
         positional=True,
     )
     k: int | float | None = option(
         None,
         "rows to choose: an integer, or a share in (0, 1] with a decimal point",
-        on=("select", "demo"),
+        on=("select", "plan", "demo"),
         short="-k",
     )
     sizes: Sequence[int | float] | None = option(
         None,
         "several budgets cut out of one ranking, counts or shares: 0.01 0.05 5000",
-        on=("select",),
+        on=("select", "plan"),
         many=True,
     )
     coverage: float | None = option(
         None,
         "stop at the smallest prefix that reaches this share of what all rows would give",
-        on=("select",),
+        on=("select", "plan"),
     )
     out: str | None = option(None, "output folder", on=RUNS)
     chosen: str | None = option(
@@ -82,9 +94,13 @@ class Config:
     similarity: str = option("cosine", "similarity of two rows", choices=tuple(KINDS))
     gamma: float | None = option(None, "gamma of rbf (default 1 / features)")
     given: str | None = option(
-        None, "rows already chosen: they count but are not returned (as --chosen)", on=("select", "rank")
+        None,
+        "rows already chosen: they count but are not returned (as --chosen)",
+        on=("select", "rank", "plan"),
     )
-    exclude: str | None = option(None, "rows that may not be chosen (as --chosen)", on=("select", "rank"))
+    exclude: str | None = option(
+        None, "rows that may not be chosen (as --chosen)", on=("select", "rank", "plan")
+    )
     text: Sequence[str] | None = option(None, "field or fields that hold the text to embed", many=True)
     embeddings: str | None = option(None, "file with one embedding per pool row, in pool order")
     embedding_field: str | None = option(None, "column or array that holds the embeddings")
@@ -97,6 +113,7 @@ class Config:
     cache: str | None = option(None, "folder of the embedding cache, or 'off' (default: ~/.cache/smartgpu)")
     backend: str = option("auto", "what computes", choices=NAMES)
     maximizer: str = option("lazy", "how the greedy picks are found", choices=MAXIMIZERS, on=RUNS)
+    precision: str = option("auto", "triton only: what features and their products are", choices=PRECISIONS)
     tie_break: str = option("low", "index that wins among equal gains", choices=TIES, on=RUNS)
     epsilon: float = option(0.01, "stochastic only: n / k ln(1 / epsilon) candidates a pick", on=RUNS)
     seed: int = option(0, "stochastic only", on=RUNS)
@@ -105,9 +122,14 @@ class Config:
         None, "memory beyond the input, bytes or '4GB' (default: an eighth of what is free)"
     )
     overwrite: bool = option(False, "start anew, replacing what OUT holds of another run", on=RUNS)
-    quiet: bool = option(False, "no progress bars, warnings only", short="-q")
-    verbose: bool = option(False, "more log lines, and where an error came from", short="-v")
-    json: bool = option(False, "print JSON", on=("evaluate",))
+    quiet: bool = option(False, "no progress bars, warnings only", on=(*ALL, "doctor"), short="-q")
+    verbose: bool = option(
+        False, "more log lines, and where an error came from", on=(*ALL, "doctor"), short="-v"
+    )
+    plan: bool = option(
+        False, "print what it will allocate, and about how long it takes", on=("select", "rank")
+    )
+    json: bool = option(False, "print JSON", on=("evaluate", "plan", "doctor"))
 
     def make_objective(self) -> Objective:
         """The objective that the options name. ValueError where lam is given for one without."""
@@ -128,7 +150,7 @@ class Config:
 
     def how(self) -> dict[str, Any]:
         """Keyword arguments of select() that say how to run."""
-        names = ("maximizer", "tie_break", "epsilon", "seed", "threads", "memory")
+        names = ("maximizer", "tie_break", "epsilon", "seed", "threads", "memory", "precision")
         return {"backend": resolve(self.backend), **{name: getattr(self, name) for name in names}}
 
     def record(self) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
     constraint, run = picker.constraint, picker.run
     known = Bounds(state, constraint)
     size = first = state.reach
+    batch = None
     while not picker.done:
+        del batch  # its columns, before others are kept
         known.improve()
         cols = order.top(known.now(), min(size, state.max_batch))
         better = state.screen(cols) if len(cols) > state.active else None

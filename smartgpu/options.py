@@ -15,20 +15,26 @@ from smartgpu.similarity import choose
 
 MAXIMIZERS = ("lazy", "naive", "stochastic")
 TIES = ("low", "high")
+PRECISIONS = ("auto", "fp16", "bf16", "tf32", "tf32x3", "ieee")
 
 
 @dataclass(frozen=True)
 class Options:
     """How a selection runs.
 
-    backend    "auto" (the fastest there is), "numpy", or "reference" (float64, naive: for checks on small pools)
+    backend    "auto" (the fastest there is), "numpy", "triton" (an NVIDIA GPU), or "reference" (float64, naive: for
+               checks on small pools)
     maximizer  "lazy" (exact), "naive" (exact, the slow definition), "stochastic" (a sample per pick)
     tie_break  "low" or "high": which index wins among equal gains
     epsilon    stochastic only: sample size n / k ln(1 / epsilon), in (0, 1)
     seed       stochastic only
     threads    worker threads of the CPU backend; None is all this process may use
-    memory     bytes that a selection may take beyond its input, or "4GB"; None is an eighth of what is free
+    memory     bytes that a selection may take beyond its input, or "4GB"; None is an eighth of what is free (on a
+               GPU, of whose memory it then speaks, half)
     progress   a bar on stderr
+    precision  triton only, what features and their products are: "fp16", "bf16", "tf32", "tf32x3" (nearly float32) or
+               "ieee" (float32, no tensor cores); "auto" is "fp16" for cosines, exact for 16-bit dot products, and else
+               "tf32x3". Inputs are rounded to it once; sums are exact in all of them
     """
 
     backend: str = "auto"
@@ -39,11 +45,13 @@ class Options:
     threads: int | None = None
     memory: int | str | None = None
     progress: bool = False
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         choose(self.backend, NAMES, "backend")
         choose(self.maximizer, MAXIMIZERS, "maximizer")
         choose(self.tie_break, TIES, "tie_break")
+        choose(self.precision, PRECISIONS, "precision")
         _number("epsilon", self.epsilon, float, 0, 1, open_ends=True)
         _number("seed", self.seed, int, 0, 2**63)
         if self.threads is not None:
@@ -86,6 +94,20 @@ def parse_bytes(value: int | str) -> int:
     elif not isinstance(value, bool) and isinstance(value, (int, np.integer)) and value > 0:
         return int(value)
     raise ValueError(f"memory must be a positive number of bytes or a size like '4GB', got {value!r}")
+
+
+def bytes_text(size: float, up: bool = False) -> str:
+    """93165432 -> '93.2MB', as parse_bytes reads it; rounded up where it is a least."""
+    for unit in ("", "k", "M", "G", "T"):
+        if size < 999.5 or unit == "T":
+            break
+        size /= 1000
+    if not unit:
+        return f"{int(size)} bytes"
+    digits = 2 if size < 10 else 1 if size < 100 else 0
+    step = 10.0**-digits
+    shown = np.ceil(size / step) * step if up else size
+    return f"{shown:.{digits}f}{unit}B"
 
 
 def _number(name: str, value: Any, kind: type, low: float, high: float, open_ends: bool = False) -> None:

@@ -22,6 +22,8 @@ from smartgpu.checkpoint import fingerprint
 from smartgpu.config import Config
 from smartgpu.folder import ARRAYS, MANIFEST, Folder
 from smartgpu.io import Pool, find_text, output_path, read_embeddings, read_pool, text_fields, write_rows
+from smartgpu.options import parse_bytes
+from smartgpu.planning import Plan
 from smartgpu.selection import Selection
 from smartgpu.version import __version__
 
@@ -196,7 +198,9 @@ class Done:
 def dry_run(config: Config) -> dict[str, Any]:
     """Refuse what can be refused without the pool, by the same call on a pool of one row; the call's arguments."""
     call = {"objective": config.make_objective(), "similarity": config.make_similarity(), **config.how()}
-    api.select(np.ones((1, 1), np.float32), 1, coverage=config.coverage, **call)
+    if call["memory"] is not None:  # how much it must be depends on the pool
+        parse_bytes(call["memory"])
+    api.select(np.ones((1, 1), np.float32), 1, coverage=config.coverage, **{**call, "memory": None})
     return call
 
 
@@ -229,7 +233,7 @@ def run(config: Config, command: str, progress: bool) -> Done:
     with folder.working([path.name for path in names.values()]):
         x = source.vectors(config, seconds, progress)
         resumable = config.maximizer != "stochastic" and config.backend != "reference"
-        call |= {**rows, "progress": progress}
+        call |= {**rows, "progress": progress, "plan": config.plan}
         call["checkpoint"] = folder.partial / "picks.npz" if resumable else None
         if command == "rank":
             selection = api.rank(x, **call)
@@ -292,6 +296,18 @@ def _write(folder, pool, x, selection, names, *, weigh: bool, seconds: Seconds) 
     return files
 
 
+def plan(config: Config, progress: bool) -> Plan:
+    """`smartgpu plan`: of select with these options; of rank where no number of rows is given."""
+    call = dry_run(config)
+    source = read_source(config)
+    n = source.pool.n
+    k = budgets(config, n)[0] if config.k is not None or config.sizes or config.coverage is not None else None
+    rows = {name: read_chosen(getattr(config, name), n, name) for name in ("given", "exclude")}
+    check_room(n, k, **rows)
+    x = source.vectors(config, Seconds(), progress)
+    return api.plan(x, k, coverage=config.coverage, **rows, **call)
+
+
 def evaluate(config: Config, progress: bool) -> evaluation.Evaluation:
     """`smartgpu evaluate`: the rows of --chosen, scored on the pool."""
     if config.chosen is None:
@@ -299,5 +315,6 @@ def evaluate(config: Config, progress: bool) -> evaluation.Evaluation:
     call = dry_run(config)
     source = read_source(config)
     rows = read_chosen(config.chosen, source.pool.n, "chosen")
-    options = {name: call[name] for name in ("objective", "similarity", "backend", "threads", "memory")}
+    names = ("objective", "similarity", "backend", "threads", "memory", "precision")
+    options = {name: call[name] for name in names}
     return evaluation.evaluate(source.vectors(config, Seconds(), progress), rows, **options)

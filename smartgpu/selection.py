@@ -38,7 +38,7 @@ class Selection:
     indices      (k,) int64 pool rows          gains    (k,) float64, one per pick, at the time of the pick
     value        f(S), `given` rows included   base_value  f(given), 0 without; value = base_value + sum of gains
     evaluations  candidate gains computed      sweeps   similarities computed / (represented x candidates)
-    seconds      by phase                      exact    False for an approximate maximizer
+    seconds      by phase, "compile" in them   exact    False for an approximate maximizer
     """
 
     indices: np.ndarray

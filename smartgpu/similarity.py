@@ -16,7 +16,7 @@ import numpy as np
 
 from smartgpu.workers import Workers
 
-BLOCK = 2048  # rows converted at a time: no float64 copy of a whole pool
+BLOCK = 1 << 17  # numbers converted at a time by one thread: no float64 copy of a whole pool
 
 
 @dataclass(frozen=True)
@@ -225,14 +225,22 @@ def power_of_two(value: float) -> float:
     return float(np.ldexp(1.0, int(exponent) - (mantissa == 0.5)))
 
 
-def row_norms(x: np.ndarray, workers: Workers | None = None) -> np.ndarray:
-    """|x_i| in float64, (n,), safe against overflow and underflow of the squares."""
+def block_rows(d: int) -> int:
+    """Rows of d features that are converted together."""
+    return int(np.clip(BLOCK // max(d, 1), 16, 2048))
+
+
+def row_norms(x: np.ndarray, workers: Workers | None = None, centre: np.ndarray | None = None) -> np.ndarray:
+    """|x_i - centre| in float64, (n,), safe against overflow and underflow of the squares."""
     out = np.empty(len(x))
 
-    def work(i: int) -> None:
-        out[i : i + BLOCK] = _norms(_widen(x[i : i + BLOCK]))
+    def work(part: slice) -> None:
+        block = _widen(x[part])
+        if centre is not None:
+            block -= centre
+        out[part] = _norms(block)
 
-    _run(workers, work, len(x))
+    _run(workers, work, x)
     return out
 
 
@@ -258,32 +266,31 @@ def _normalise(x: np.ndarray, workers: Workers | None) -> np.ndarray:
     """x_i / |x_i| in float64, rounded once to float32; a zero row stays zero."""
     out = np.empty(x.shape, np.float32)
 
-    def work(i: int) -> None:
-        block = _widen(x[i : i + BLOCK])
+    def work(part: slice) -> None:
+        block = _widen(x[part])
         norms = _norms(block)
-        np.divide(
-            block, np.where(norms > 0, norms, 1.0)[:, None], out=out[i : i + BLOCK], casting="same_kind"
-        )
+        np.divide(block, np.where(norms > 0, norms, 1.0)[:, None], out=out[part], casting="same_kind")
 
-    _run(workers, work, len(x))
+    _run(workers, work, x)
     return out
 
 
-def _run(workers: Workers | None, work: Callable[[int], None], n: int) -> None:
-    (workers or Workers(1)).run(work, range(0, n, BLOCK))
+def _run(workers: Workers | None, work: Callable[[slice], None], x: np.ndarray) -> None:
+    step = block_rows(x.shape[1])
+    (workers or Workers(1)).run(work, [slice(i, i + step) for i in range(0, len(x), step)])
 
 
 def _convert(x: np.ndarray, divide: float, centre: np.ndarray | None, workers: Workers | None) -> np.ndarray:
     """(x - centre) / divide in float64, rounded once to float32."""
     out = np.empty(x.shape, np.float32)
 
-    def work(i: int) -> None:
-        block = _widen(x[i : i + BLOCK])
+    def work(part: slice) -> None:
+        block = _widen(x[part])
         if centre is not None:
             block -= centre
-        np.divide(block, divide, out=out[i : i + BLOCK], casting="same_kind")
+        np.divide(block, divide, out=out[part], casting="same_kind")
 
-    _run(workers, work, len(x))
+    _run(workers, work, x)
     return out
 
 
@@ -305,15 +312,14 @@ def prepare(
         out = [_convert(s, scale, None, workers) for s in sets]
     else:
         centre = np.zeros(x.shape[1])
-        for i in range(0, len(x), BLOCK):
-            centre += np.asarray(x[i : i + BLOCK], np.float64).sum(axis=0) / len(x)
+        step = block_rows(x.shape[1])
+        for i in range(0, len(x), step):
+            centre += np.asarray(x[i : i + step], np.float64).sum(axis=0) / len(x)
         scale = 1.0
         if isinstance(
             kind, MaxMinusSqeuclidean
         ):  # D^2 <= 4 max |x|^2: in half-scaled features every D^2 <= 1
-            scale = 2.0 * power_of_two(
-                max(row_norms(np.asarray(s, np.float64) - centre).max(initial=0.0) for s in sets)
-            )
+            scale = 2.0 * power_of_two(max(row_norms(s, workers, centre).max(initial=0.0) for s in sets))
             unit = scale * scale
         out = [_convert(s, scale, centre, workers) for s in sets]
         if isinstance(kind, Rbf):

@@ -314,7 +314,10 @@ def test_errors_come_before_long_work():
         assert time.perf_counter() - start < 2
 
 
-def test_log_det_keeps_to_its_memory():
+def test_log_det_keeps_to_its_memory(monkeypatch):
     x = np.random.default_rng(0).standard_normal((2000, 16))
-    with pytest.raises(MemoryError, match=r"log_det on rbf needs .* MB for pick .* memory allows 4 MB"):
+    with pytest.raises(ValueError, match=r"memory must be at least .* got 4.00MB"):
         select(x, 600, "log_det", "rbf", memory=4_000_000)
+    monkeypatch.setattr("smartgpu.backends.numpy.default_memory", lambda: 1_000_000)
+    with pytest.raises(MemoryError, match=r"log_det on rbf needs .* MB for pick .* memory allows 4 MB"):
+        select(x, 600, "log_det", "rbf")

@@ -687,6 +687,49 @@ def test_a_killed_run_goes_on_and_ends_the_same(smart, monkeypatch, objective):
     assert files("out") == {"selected.jsonl", "selection.json", "selection.npz"}
 
 
+# The 3rd write of a checkpoint stops in its middle: by an error, an interruption, or the end of the process.
+HALF_WRITTEN = """
+import os, sys
+import numpy as np
+import smartgpu
+from smartgpu import checkpoint
+checkpoint.SECONDS = 0
+savez, writes = np.savez, []
+def half(file, **arrays):
+    writes.append(file)
+    if len(writes) < 3:
+        return savez(file, **arrays)
+    file.write(b"PK half of an archive")
+    file.flush()
+    if sys.argv[1] == "exit":
+        os._exit(9)
+    raise {"error": OSError(28, "No space left on device"), "interrupt": KeyboardInterrupt}[sys.argv[1]]
+checkpoint.np.savez = half
+try:
+    smartgpu.select(np.load("x.npy"), 7, checkpoint="picks.npz")
+except (OSError, KeyboardInterrupt) as error:
+    print(error)
+    os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("how", ["error", "interrupt", "exit"])
+def test_an_interrupted_checkpoint_write_leaves_the_one_before(smart, how):
+    stopped = [sys.executable, "-c", HALF_WRITTEN, how]
+    done = subprocess.run(stopped, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    if how == "error":
+        assert "cannot write picks.npz: No space left on device" in done.stdout
+    left = [name for name in os.listdir(".") if "picks" in name and name != "picks.npz"]
+    assert len(left) == (how == "exit")  # nobody is left to remove what a dead process wrote
+    with np.load("picks.npz") as file:
+        assert len(file["indices"]) == 2
+    sel = smartgpu.select(X, K, checkpoint="picks.npz")
+    whole = smartgpu.select(X, K)
+    np.testing.assert_array_equal(sel.indices, whole.indices)
+    np.testing.assert_array_equal(sel.gains, whole.gains)
+
+
 def test_overwrite_starts_anew(smart, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runs, "write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -132,7 +132,7 @@ def test_assign_with_every_similarity(rng, similarity):
 def test_save_and_load(rng, tmp_path):
     x = synthetic(rng)
     cases = [
-        select(x, 20, similarity=Rbf(gamma=0.25), given=[1, 2], memory="1MB"),
+        select(x, 20, similarity=Rbf(gamma=0.25), given=[1, 2], memory="100MB"),
         select(x, 5, 0.5 * FacilityLocation(rng.random(N)) + Modular(rng.random(N)), maximizer="stochastic"),
         smartgpu.rank(x, LogDet(0.5), "cosine_shifted"),
         select(x @ x.T, 5, GraphCut(), "precomputed"),

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smartgpu.similarity import Geometry, Matrix, choose
+from smartgpu.backends import gpu
+from smartgpu.similarity import Geometry, Matrix, Similarity, choose
 
 QUANTUM = 2.0**-22  # of the prepared similarity, |s| <= 1
 
@@ -36,7 +37,10 @@ class Sparse(Protocol):
 
 
 class Backend(Protocol):
-    """s_ij, i over `r` represented rows, j over `n` candidates; integers are quanta, `quantum` is their real value."""
+    """s_ij, i over `r` represented rows, j over `n` candidates; integers are quanta, `quantum` is their real value.
+
+    `how` holds what a Ground was given: threads, memory, precision, ...; a backend takes from it what it knows.
+    """
 
     name: str
     dtype: str  # of the products
@@ -45,8 +49,27 @@ class Backend(Protocol):
     quantum: float
     same: bool  # represented rows and candidates are one set
     pairs: int  # similarities computed so far
+    rounded: bool  # features are coarser than float32: a row may resemble another more than itself
     memory: int  # bytes it may take
     pair_bytes: float  # a stored survivor takes, while they are built
+    remote: (
+        bool  # features are not on the host: log-determinants ask for products with them (Wide.span, factor)
+    )
+
+    @staticmethod
+    def compiling() -> float: ...  # seconds that this process has spent on compiling, so far
+    @staticmethod
+    def default_memory() -> int: ...  # bytes that an objective's own arrays may take, where nothing is said
+
+    # Features, before a backend is open: prepared rows, and float64 arithmetic on them (see backends/linear.py).
+    @staticmethod
+    def prepare(kind: Similarity, x: Any, rows: Any = None, **how: Any) -> Geometry: ...
+    @staticmethod
+    def features(
+        geometry: Geometry, x: Any, **how: Any
+    ) -> Any: ...  # as LinearFeatures, x one of its two sets
+    @staticmethod
+    def wide(geometry: Geometry, **how: Any) -> Any: ...  # as Wide
 
     def new_level(self) -> Any: ...  # (r,) zeros: level[i] = max(0, max_{j in S} q_ij)
     def raise_level(
@@ -78,6 +101,9 @@ class Backend(Protocol):
     def block(
         self, a: np.ndarray, b: np.ndarray
     ) -> np.ndarray: ...  # (|a|, |b|) int32, candidates x candidates
+    def block_sums(
+        self, a: np.ndarray, b: np.ndarray
+    ) -> np.ndarray: ...  # (|b|,) int64 sum of a block over a
     def nearest(
         self, cols: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]: ...  # (r,) best position in cols, (r,) int32
@@ -94,6 +120,7 @@ class Row:
 
 BACKENDS: dict[str, Row] = {
     "numpy": Row("smartgpu.backends.numpy", "NumpyBackend", "pip install numpy"),
+    "triton": Row("smartgpu.backends.triton", "TritonBackend", gpu.INSTALL),
 }
 NAMES = ("auto", *BACKENDS, "reference")  # what select(backend=...) takes; "reference" is the float64 oracle
 
@@ -101,7 +128,18 @@ NAMES = ("auto", *BACKENDS, "reference")  # what select(backend=...) takes; "ref
 def resolve(name: str) -> str:
     """The backend that `name` stands for ("auto" -> the fastest that is there). ValueError for an unknown name."""
     choose(name, NAMES, "backend")
-    return "numpy" if name == "auto" else name
+    return gpu.automatic() if name == "auto" else name
+
+
+def find_backend(name: str) -> type[Backend]:
+    """The named backend's class. Raises as open_backend() does."""
+    row = BACKENDS[resolve(name)]
+    try:
+        return getattr(importlib.import_module(row.module), row.factory)
+    except ImportError as error:
+        raise ImportError(
+            f"backend {name!r} is not installed ({error}); install it with: {row.install}"
+        ) from error
 
 
 def open_backend(name: str, pool: Geometry | Matrix, **how: Any) -> Backend:
@@ -109,11 +147,4 @@ def open_backend(name: str, pool: Geometry | Matrix, **how: Any) -> Backend:
 
     Raises ValueError for an unknown name, ImportError with the pip line where a package it needs is not installed.
     """
-    row = BACKENDS[resolve(name)]
-    try:
-        factory = getattr(importlib.import_module(row.module), row.factory)
-    except ImportError as error:
-        raise ImportError(
-            f"backend {name!r} is not installed ({error}); install it with: {row.install}"
-        ) from error
-    return factory(pool, **how)
+    return find_backend(name)(pool, **how)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from smartgpu.similarity import Cosine, CosineShifted, CosineSquared, Geometry, map_dots
 from smartgpu.workers import Workers
 
-BLOCK = 1024  # rows widened to float64 at a time
+BLOCK = 1024 * 384  # numbers widened to float64 at a time by one thread
+
+
+def block_rows(d: int) -> int:
+    """Rows of d features that are widened together: of d alone, so that sums do not depend on the memory there is."""
+    return int(np.clip(BLOCK // max(d, 1), 16, 1024))
 
 
 class LinearFeatures:
@@ -19,17 +26,30 @@ class LinearFeatures:
 
     def __init__(self, geometry: Geometry, x: np.ndarray, workers: Workers):
         self.geometry, self.x, self.workers = geometry, x, workers
+        self.block = block_rows(x.shape[1])
 
     def _each(self, work, cols: np.ndarray | None = None) -> list:
         """work(slice of the output, (b, d) float64 block) for all rows or for `cols`, in order."""
         n = len(self.x) if cols is None else len(cols)
 
         def widened(i: int):
-            part = slice(i, i + BLOCK) if cols is None else cols[i : i + BLOCK]
-            return work(slice(i, min(i + BLOCK, n)), self.x[part].astype(np.float64))
+            part = slice(i, i + self.block) if cols is None else cols[i : i + self.block]
+            return work(slice(i, min(i + self.block, n)), self.x[part].astype(np.float64))
 
-        starts = range(0, n, BLOCK)
+        starts = range(0, n, self.block)
         return self.workers.run(widened, starts) if len(starts) > 1 else [widened(i) for i in starts]
+
+    def _total(self, work: Callable[[slice], np.ndarray], step: int) -> np.ndarray:
+        """Sum of work(rows) over all blocks of `step` rows, in order; no more results at once than threads."""
+        parts = [slice(i, i + step) for i in range(0, len(self.x), step)]
+        total: np.ndarray | None = None
+        for first in range(0, len(parts), self.workers.threads):
+            for part in self.workers.run(work, parts[first : first + self.workers.threads]):
+                if total is None:
+                    total = part
+                else:
+                    total += part
+        return total
 
     def rows(self, index: np.ndarray | int) -> np.ndarray:
         return self.x[index].astype(np.float64)
@@ -50,6 +70,10 @@ class LinearFeatures:
 
         self._each(work, cols)
         return out
+
+    def hold(self, cols: np.ndarray) -> Held:
+        """Rows whose products will be asked for again and again, widened once."""
+        return Held(self.rows(cols))
 
     def quadratic(self, g: np.ndarray) -> np.ndarray:
         """x_j' g x_j for all rows: (n,) float64, g (d, d)."""
@@ -74,21 +98,53 @@ class LinearFeatures:
 
     def sum(self) -> np.ndarray:
         """sum_j x_j, (d,) float64."""
-        parts = self._each(lambda where, block: block.sum(axis=0))
-        return np.sum(parts, axis=0)
+        return self._total(lambda part: self.x[part].astype(np.float64).sum(axis=0), self.block)
 
     def moments(self, weights: np.ndarray) -> np.ndarray:
         """sum_j x_j weights_j: (d, q) float64 for weights (n, q)."""
-        return np.sum(self._each(lambda where, block: block.T @ weights[where]), axis=0)
+        return self._total(lambda part: self.x[part].astype(np.float64).T @ weights[part], self.block)
 
     def second_moment(self, weights: np.ndarray) -> np.ndarray:
-        """sum_j w_j x_j x_j', (d, d) float64."""
+        """sum_j w_j x_j x_j', (d, d) float64. Holds threads + 1 such matrices."""
 
-        def work(i: int) -> np.ndarray:
-            block = self.x[i : i + 8192].astype(np.float64)
-            return block.T @ (block * weights[i : i + 8192, None])
+        def work(part: slice) -> np.ndarray:
+            block = self.x[part].astype(np.float64)
+            return block.T @ (block * weights[part, None])
 
-        return np.sum(self.workers.run(work, range(0, len(self.x), 8192)), axis=0)
+        return self._total(work, max(self.block, 512))
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """(first (u,), inverse (n,)) over equal rows, first ascending: by a random product, then compared. O(n d)."""
+        x = self.x
+        keys = self.times(np.random.default_rng(0).standard_normal(x.shape[1]))
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        copies = np.flatnonzero(first[inverse] != np.arange(len(x)))
+        same = (np.array_equal(x[j], x[first[inverse[j]]]) for j in copies)
+        if not all(same):  # different rows with one key
+            _, first, inverse = np.unique(x + np.float32(0), axis=0, return_index=True, return_inverse=True)
+        return in_order(first, inverse)
+
+
+def in_order(first: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What np.unique returns, with the distinct rows numbered in the order of their first appearance."""
+    order = np.argsort(first)
+    rank = np.empty(len(first), np.int64)
+    rank[order] = np.arange(len(first))
+    return first[order], rank[inverse.reshape(-1)]
+
+
+class Held:
+    """Rows in float64, (m, d)."""
+
+    def __init__(self, block: np.ndarray):
+        self.block = block
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    def times(self, v: np.ndarray) -> np.ndarray:
+        """x_j . v, (m,) float64: the bits of LinearFeatures.times."""
+        return (self.block * v).sum(axis=1)
 
 
 class Wide:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smartgpu.backends import QUANTUM, blas
-from smartgpu.backends.survivors import Survivors, pair_bytes, survivors
+from smartgpu.backends import QUANTUM, blas, footprint
+from smartgpu.backends.linear import LinearFeatures, Wide
+from smartgpu.backends.survivors import Survivors, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
-from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
+from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, Similarity, prepare
 from smartgpu.workers import Workers, default_memory
 
 LIMB = (
@@ -37,6 +38,27 @@ class Kept:
 
 class NumpyBackend:
     name = "numpy"
+    remote = rounded = False
+
+    @staticmethod
+    def compiling() -> float:
+        return 0.0
+
+    @staticmethod
+    def default_memory() -> int:
+        return 4 * default_memory()
+
+    @staticmethod
+    def prepare(kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None, *, workers: Workers, **how):
+        return prepare(kind, x, rows, workers)
+
+    @staticmethod
+    def features(geometry: Geometry, x: np.ndarray, *, workers: Workers, **how) -> LinearFeatures:
+        return LinearFeatures(geometry, x, workers)
+
+    @staticmethod
+    def wide(geometry: Geometry, *, workers: Workers, **how) -> Wide:
+        return Wide(geometry, workers)
 
     def __init__(
         self,
@@ -44,11 +66,11 @@ class NumpyBackend:
         *,
         threads: int | None = None,
         memory: int | None = None,
+        spare: int | None = None,  # bytes beyond what must be held; instead of memory, which counts both
         progress: bool = False,
     ):
         self.pool = pool
         self.workers = Workers(threads, progress)
-        self.memory = memory or default_memory()
         self.pairs = 0
         if isinstance(pool, Matrix):
             self.source = self.inner = Entries(pool)
@@ -60,7 +82,10 @@ class NumpyBackend:
             self.inner = self.source if pool.same else Features(pool, pool.x, pool.x, norms)
             self.r, self.n, self.same = len(pool.rows), len(pool.x), pool.same
         self.block_size = self.source.block
-        self.pair_bytes = pair_bytes(self.r)
+        self._least = self._held(footprint.MIN_BATCH)
+        self.memory = (memory or default_memory()) if spare is None else self._least + spare
+        room = max(self.memory - self.held(), 1)
+        self.pair_bytes = room / max(footprint.storable(room, self.n, self.r, self.workers.threads), 1e-9)
         if isinstance(pool.kind, MaxMinusSqeuclidean) and pool.top is None:
             self._find_top()
         self.dtype = self.source.dtype
@@ -124,29 +149,27 @@ class NumpyBackend:
         return int((values * low).sum()) + (int((values * high).sum()) << LIMB)
 
     def raise_level(self, level: np.ndarray, cols: np.ndarray) -> None:
-        panels = [cols[p] for p in self.blocks(len(cols))]
-        prepared = [(self.source.panel(c), len(c)) for c in panels]
+        for part in self.blocks(len(cols)):  # one panel at a time: cols may be many
+            panel, m = self.source.panel(cols[part]), part.stop - part.start
 
-        def work(i: slice) -> None:
-            for panel, m in prepared:
-                raw = self._quantised(self.source, i, i.stop - i.start, panel, self.source.width(m), m)
+            def work(i: slice, panel: object = panel, m: int = m) -> None:
+                raw = self.raw_tile(i, panel, m)
                 np.maximum(level[i], raw.max(axis=1), out=level[i])
 
-        self.workers.run(work, self.blocks(self.r))
+            self.workers.run(work, self.blocks(self.r))
         self.pairs += self.r * len(cols)
 
     def row_max(self) -> np.ndarray:
-        level = self.new_level()
+        level, lock = self.new_level(), threading.Lock()
 
-        def work(j: slice) -> np.ndarray:
-            mine, panel, m = self.new_level(), self.source.panel(j), j.stop - j.start
+        def work(j: slice) -> None:
+            panel, m = self.source.panel(j), j.stop - j.start
             for i in self.blocks(self.r):
-                raw = self._quantised(self.source, i, i.stop - i.start, panel, self.source.width(m), m)
-                np.maximum(mine[i], raw.max(axis=1), out=mine[i])
-            return mine
+                most = self.raw_tile(i, panel, m).max(axis=1)
+                with lock:
+                    np.maximum(level[i], most, out=level[i])
 
-        for mine in self.workers.run(work, self.blocks(self.n), "sweep"):
-            np.maximum(level, mine, out=level)
+        self.workers.run(work, self.blocks(self.n), "sweep")
         self.pairs += self.r * self.n
         return level
 
@@ -202,16 +225,25 @@ class NumpyBackend:
         return _weighted(lifted, weights[:, i])
 
     def held(self) -> int:
-        """Bytes taken besides survivors: features, a batch of columns, a few vectors."""
-        features = (
-            0
-            if isinstance(self.pool, Matrix)
-            else self.pool.x.nbytes + (not self.same) * self.pool.rows.nbytes
+        """Bytes taken besides survivors: features, a batch of columns, a few vectors, scratch."""
+        return self._held(self.max_batch())
+
+    def _held(self, batch: int) -> int:
+        given = isinstance(self.pool, Matrix)
+        return footprint.backend(
+            self.n,
+            self.r,
+            0 if given else self.pool.x.shape[1],
+            self.workers.threads,
+            same=self.same,
+            squared=self.pool.kind.squared_norms,
+            batch=batch,
         )
-        return features + 4 * self.r * self.max_batch() + 64 * (self.r + self.n)
 
     def max_batch(self) -> int:
-        return int(np.clip(self.memory // (8 * max(self.r, 1)) // 32 * 32, 32, 256))
+        """As many columns as half of what is left beside the least can hold."""
+        more = (self.memory - self._least) // 2 // footprint.columns(self.r, 32) * 32
+        return int(np.clip(footprint.MIN_BATCH + more, footprint.MIN_BATCH, footprint.MAX_BATCH))
 
     def keep(self, level: np.ndarray, cols: np.ndarray, weights: np.ndarray | None = None) -> Kept:
         """The columns of a batch, computed once into place, and their excess over the level."""
@@ -288,6 +320,9 @@ class NumpyBackend:
         self.workers.run(work, self.blocks(len(b)))
         self.pairs += len(a) * len(b)
         return out
+
+    def block_sums(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self.block(a, b).sum(axis=0, dtype=np.int64)
 
     def diagonal(self) -> np.ndarray:
         out = np.empty(self.n, np.int64)

@@ -96,7 +96,7 @@ class Survivors:
             return rows.take(alive), raw.take(alive), ends
 
         end = 0
-        step = 4 * self.workers.threads
+        step = self.workers.threads
         for start in range(0, len(parts), step):  # results lie at or before what they were read from
             group = parts[start : start + step]
             for (first, last), (rows, raw, ends) in zip(group, self.workers.run(work, group), strict=True):
@@ -165,7 +165,9 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
     stripes, rows = backend.blocks(n), backend.blocks(backend.r)
     pending: dict[int, list] = defaultdict(list)
     dtype = row_type(backend.r)
-    store = _Store(n, max(1 << 16, int(1.15 * backend.estimate_survivors(level))), dtype)
+    every = n * backend.r
+    expected = every if every <= 1 << 22 else min(every, int(1.03 * backend.estimate_survivors(level)))
+    store = _Store(n, max(1 << 16, expected), dtype)
     ready: tuple[slice, list] | None = None
 
     def stripe_work(s: int, stripe: slice, panel: object) -> None:
@@ -196,15 +198,16 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
 def _by_candidate(raw: np.ndarray, level: np.ndarray, start: int, dtype: type) -> Chunk:
     """Survivors of a tile (rows, candidates), candidate by candidate."""
     alive = np.ascontiguousarray((raw > level[:, None]).T)
-    at, ends, row = _positions(alive)
+    _, ends, row = _positions(alive)
     candidate = np.repeat(np.arange(len(alive)), np.diff(ends, prepend=0))
-    return Chunk(start, ends, (row + start).astype(dtype), raw.take(row * raw.shape[1] + candidate))
+    taken = raw.take(row * raw.shape[1] + candidate)
+    return Chunk(start, ends.astype(np.int32), (row + start).astype(dtype), taken)
 
 
 def _by_row(raw: np.ndarray, level: np.ndarray, start: int, dtype: type) -> Chunk:
     """The same of a tile (candidates, rows)."""
     at, ends, row = _positions(raw > level)
-    return Chunk(start, ends, (row + start).astype(dtype), raw.take(at))
+    return Chunk(start, ends.astype(np.int32), (row + start).astype(dtype), raw.take(at))
 
 
 def _positions(alive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -230,12 +233,15 @@ class _Store:
 
     def __init__(self, n: int, capacity: int, dtype: type):
         self.ptr = np.zeros(n + 1, np.int64)
-        self.rows, self.raw = np.empty(capacity, dtype), np.empty(capacity, np.int32)  # pages come when written
+        self.rows, self.raw = (
+            np.empty(capacity, dtype),
+            np.empty(capacity, np.int32),
+        )  # pages come when written
         self.end = 0
 
     def append(self, stripe: slice, chunks: list[Chunk]) -> None:
         """The pairs of all candidates of a stripe, from the chunks of its tiles."""
-        ends = np.stack([chunk.ends for chunk in chunks], axis=1)  # (candidates, chunks)
+        ends = np.stack([chunk.ends for chunk in chunks], axis=1).astype(np.int64)  # (candidates, chunks)
         counts = np.diff(ends, axis=0, prepend=0)
         sizes = ends[-1]
         first = (ends - counts + np.cumsum(sizes) - sizes).ravel()  # of each run, with all chunks in a row
@@ -244,7 +250,7 @@ class _Store:
         end = self.end + int(done[-1])
         if end > len(self.rows):
             for held in (self.rows, self.raw):
-                held.resize(int(1.2 * end) + 1024, refcheck=False)
+                held.resize(int(1.08 * end) + 1024, refcheck=False)
         at = np.repeat(first - done + counts, counts)
         at += np.arange(len(at))
         for held, parts in ((self.rows, [c.rows for c in chunks]), (self.raw, [c.raw for c in chunks])):

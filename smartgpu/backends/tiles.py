@@ -102,9 +102,10 @@ class Entries:
 
     def tile(self, rows: np.ndarray | slice, panel, out: np.ndarray) -> np.ndarray:
         if self.pool.dense is not None:
-            part = self.pool.dense[rows]
+            both = isinstance(rows, np.ndarray) and isinstance(panel, np.ndarray)
+            part = self.pool.dense[np.ix_(rows, panel) if both else (rows, panel)]
             out = out[: len(part)]
-            np.divide(part[:, panel], self.pool.unit, out=out, casting="unsafe")
+            np.divide(part, self.pool.unit, out=out, casting="unsafe")
             return out
         at, local, values = panel
         if isinstance(rows, slice):

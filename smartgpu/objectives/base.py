@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from smartgpu.backends import Backend, open_backend
+from smartgpu.backends import Backend, find_backend, open_backend
 from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.checkpoint import fingerprint
-from smartgpu.similarity import Geometry, Matrix, Similarity, prepare
-from smartgpu.workers import Workers, default_memory
+from smartgpu.objectives.cost import Cost, Shape
+from smartgpu.similarity import Geometry, Matrix, Similarity
+from smartgpu.workers import Workers
 
 
 class Batch(Protocol):
@@ -76,11 +77,23 @@ class Eager:
 class Ground:
     """The ground set: n candidates, their similarity, and the backends opened over them.
 
-    x is the checked (n, d) matrix, or a `Matrix` for precomputed similarities.
+    x is the checked (n, d) matrix, or a `Matrix` for precomputed similarities. picks is how many rows will be chosen
+    at most, where that is known; like (represented rows, candidates) the size of the pool that this one is a sample of,
+    and as which it shall work.
     """
 
-    def __init__(self, x: np.ndarray | Matrix, kind: Similarity, backend: str = "numpy", **how: Any):
+    def __init__(
+        self,
+        x: np.ndarray | Matrix,
+        kind: Similarity,
+        backend: str = "numpy",
+        *,
+        picks: int | None = None,
+        like: tuple[int, int] | None = None,
+        **how: Any,
+    ):
         self.x, self.kind, self._name, self._how = x, kind, backend, how
+        self.picks, self.like = picks, like
         self.n = x.shape[1] if isinstance(x, Matrix) else len(x)
         self._geometry: dict[int, Geometry] = {}
         self._backends: dict[int, Backend] = {}
@@ -89,7 +102,8 @@ class Ground:
         """Prepared features of the candidates and of the represented rows (None: the candidates)."""
         key = id(represented)
         if key not in self._geometry:
-            self._geometry[key] = prepare(self.kind, self.x, represented, self.workers)
+            how = {"workers": self.workers, **self._how}
+            self._geometry[key] = self.engine.prepare(self.kind, self.x, represented, **how)
         return self._geometry[key]
 
     def backend(self, represented: np.ndarray | None = None) -> Backend:
@@ -101,18 +115,22 @@ class Ground:
 
     def features(self, represented: np.ndarray | None = None) -> tuple[LinearFeatures, LinearFeatures]:
         """Candidates' and represented rows' features, of one geometry, in float64 arithmetic."""
-        geometry = self.geometry(represented)
-        return LinearFeatures(geometry, geometry.x, self.workers), LinearFeatures(
-            geometry, geometry.rows, self.workers
-        )
+        geometry, how = self.geometry(represented), {"workers": self.workers, **self._how}
+        x, rows = (self.engine.features(geometry, x, **how) for x in (geometry.x, geometry.rows))
+        return x, rows
 
     def wide(self) -> Wide:
-        return Wide(self.geometry(), self.workers)
+        return self.engine.wide(self.geometry(), workers=self.workers, **self._how)
 
     @property
     def memory(self) -> int:
         """Bytes that states may take in all."""
-        return self._how.get("memory") or 4 * default_memory()
+        return self._how.get("memory") or self.engine.default_memory()
+
+    @functools.cached_property
+    def engine(self) -> type[Backend]:
+        """The backend's class, which prepares features and computes with them."""
+        return find_backend(self._name)
 
     @functools.cached_property
     def workers(self) -> Workers:
@@ -122,26 +140,17 @@ class Ground:
         """(first (u,), inverse (n,)): the first row of each set of equal rows, and for each row its number there."""
         if isinstance(self.x, Matrix):
             return np.arange(self.n), np.arange(self.n)
-        return distinct_rows(self.features()[0])
+        return self.features()[0].distinct()
+
+    @property
+    def dtypes(self) -> list[str]:
+        """What similarities were made of: by the backends, and where features stay with one, in its algebra as well."""
+        prepared = [g.dtype for g in self._geometry.values() if self.engine.remote]
+        return sorted({*prepared, *(b.dtype for b in self._backends.values())})
 
     @property
     def opened(self) -> list[Backend]:
         return list(self._backends.values())
-
-
-def distinct_rows(features: LinearFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """(first, inverse) over equal rows, first ascending: by the product with a random vector, then compared. O(n d)."""
-    x = features.x
-    keys = features.times(np.random.default_rng(0).standard_normal(x.shape[1]))
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    copies = np.flatnonzero(first[inverse] != np.arange(len(x)))
-    same = (np.array_equal(x[j], x[first[inverse[j]]]) for j in copies)
-    if not all(same):  # different rows with one key
-        _, first, inverse = np.unique(x + np.float32(0), axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty(len(first), np.int64)
-    rank[order] = np.arange(len(first))
-    return first[order], rank[inverse.reshape(-1)]
 
 
 class Objective:
@@ -158,6 +167,14 @@ class Objective:
     def bind(self, ground: Ground) -> State:
         raise NotImplementedError
 
+    def cost(self, shape: Shape) -> Cost:
+        """What choosing from a pool of this shape allocates, and the work that its time follows."""
+        raise NotImplementedError
+
+    def on_host(self) -> Objective:
+        """The spec without arrays on a device: what backends of the CPU take."""
+        return self
+
     def take(self, rows: np.ndarray) -> Objective:
         """The spec for the sub-pool of these rows: per-row arrays cut, all else as it is."""
         return self
@@ -167,7 +184,7 @@ class Objective:
         out: dict[str, Any] = {"name": self.name}
         for f in fields(self) if is_dataclass(self) else ():
             value = getattr(self, f.name)
-            if isinstance(value, np.ndarray):
+            if hasattr(value, "dtype") and hasattr(value, "shape"):
                 value = {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": fingerprint(value)}
             out[f.name] = value
         return out
@@ -194,6 +211,10 @@ class Objective:
 def per_row(name: str, value: Any, n: int | None = None) -> np.ndarray:
     """A finite float64 vector, of length n where n is given. ValueError names the argument, expected and got."""
     try:
+        if hasattr(value, "detach"):  # a torch tensor, wherever it is
+            value = value.detach().cpu()
+        elif hasattr(value, "__cuda_array_interface__") and hasattr(value, "get"):  # CuPy's
+            value = value.get()
         out = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(

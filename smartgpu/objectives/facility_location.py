@@ -7,13 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from smartgpu.backends import QUANTUM
+from smartgpu.backends import QUANTUM, footprint
 from smartgpu.objectives.base import Ground, Objective, per_row
+from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
 
 WEIGHT_BITS = 39  # sum of integer weights < 2^39, times 2^22 quanta, stays below 2^62
 START_AFTER = 0.04  # sweeps of dense work after which survivors are thought of
-MOST_SHARE = 0.25  # of all pairs: with more survivors than that, dense work is cheaper
+MOST_SHARE = 0.6  # of all pairs: with more survivors than that, dense work is cheaper
+SMALL = 1 << 22  # pairs that are stored at once, however many of them survive
 SPARSE_BATCH = 1 << 22  # pairs read for one batch
 
 
@@ -40,9 +42,12 @@ class FacilityLocation(Objective):
                 raise ValueError("weights must not all be 0: nothing would be represented")
             object.__setattr__(self, "weights", weights)
         if self.represented is not None:
-            from smartgpu.arrays import as_matrix
+            from smartgpu.arrays import as_matrix, on_gpu
 
-            object.__setattr__(self, "represented", as_matrix(self.represented, "represented"))
+            tensors = on_gpu(self.represented)
+            object.__setattr__(
+                self, "represented", as_matrix(self.represented, "represented", tensors=tensors)
+            )
 
     def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         if self.represented is not None:
@@ -58,10 +63,35 @@ class FacilityLocation(Objective):
         if self.weights is not None:
             per_row("weights", self.weights, r)
 
+    def on_host(self) -> FacilityLocation:
+        if self.represented is None or isinstance(self.represented, np.ndarray):
+            return self
+        from smartgpu.arrays import on_host
+
+        return FacilityLocation(self.weights, on_host(self.represented))
+
     def take(self, rows: np.ndarray) -> FacilityLocation:
         if self.weights is None or self.represented is not None:
             return self
         return FacilityLocation(self.weights[rows])
+
+    def cost(self, shape: Shape) -> Cost:
+        n, r = shape.n, shape.r if self.represented is None else len(self.represented)
+        weighted = self.weights is not None
+        vectors = footprint.per_row(r) + 24 * r * weighted
+        least, most = (footprint.columns(r, m) for m in (footprint.MIN_BATCH, footprint.MAX_BATCH))
+        parts = (
+            *shape.represented(self.represented),
+            Part("levels, weights and excesses", vectors),
+            Part(f"{footprint.MIN_BATCH} columns of similarity", least),
+        )
+        every = r * n
+        pairs = every if every <= SMALL else MOST_SHARE * every
+        extra = most - least + int(footprint.stored(pairs, n, r, shape.threads))
+        if CheapBounds.pay(r, n, shape.d) and shape.kind.affine is not None:
+            extra = max(extra, CheapBounds.bytes(r, n, shape.d, shape.threads))
+        work = 2.0 * shape.d * (n + r) * (shape.d if shape.kind.affine is not None else 8)
+        return Cost(parts, shape.dense(weighted), extra, terms=1, work=work)
 
     def bind(self, ground: Ground) -> FacilityLocationState:
         return FacilityLocationState(self, ground)
@@ -90,16 +120,21 @@ class FacilityLocationState:
             self.weights = self.backend.new_weights(self.whole)
             self.scale *= float(np.ldexp(1.0, -power))
         self.level = self.backend.new_level()
+        self.like = ground.like or (self.backend.r, self.n)
         self.sparse: Any = None  # the survivors, once stored
         self.cheap = None
         if ground.kind.affine is not None:
-            self.cheap = CheapBounds(ground, spec.represented, self.whole)
+            d, room = ground.x.shape[1], self.backend.memory - self.backend.held()
+            size = CheapBounds.bytes(self.backend.r, self.n, d, ground.workers.threads)
+            if CheapBounds.pay(*self.like, d) and size <= room:
+                self.cheap = CheapBounds(ground, spec.represented, self.whole)
         self.picks = self.compacted = 0
         self.spent = 0.0  # dense work since bounds were last fresh, in sweeps
         self.next_check = START_AFTER
         self.bounded = -1  # picks at the last cheap bounds
         # s_ii is the largest similarity of row i, but for a dot product or a matrix of the user's
-        self._own_is_best = self.backend.same and not isinstance(ground.kind, (Dot, Precomputed))
+        exact = not isinstance(ground.kind, (Dot, Precomputed)) and not self.backend.rounded
+        self._own_is_best = self.backend.same and exact
 
     @property
     def max_batch(self) -> int:
@@ -116,6 +151,8 @@ class FacilityLocationState:
         return None
 
     def bounds(self) -> tuple[np.ndarray, bool]:
+        if self.cheap is None and self.sparse is None and self._fits():
+            self._build()
         if self.cheap is None or self.sparse is not None:
             return self.gains(), True
         self.bounded = self.picks
@@ -129,8 +166,7 @@ class FacilityLocationState:
             return None
         if self.spent >= self.next_check:
             if self._fits():
-                self.sparse = self.backend.survivors(self.level, self.weights)
-                self.compacted = self.picks
+                self._build()
                 return self.gains(), True
             self.next_check = 2 * self.spent
             if (
@@ -142,10 +178,16 @@ class FacilityLocationState:
             return self.bounds()
         return None
 
+    def _build(self) -> None:
+        self.sparse = self.backend.survivors(self.level, self.weights)
+        self.compacted = self.picks
+
     def _fits(self) -> bool:
-        pairs = self.backend.estimate_survivors(self.level)
-        few = pairs <= MOST_SHARE * self.backend.r * self.n or self.backend.r * self.n <= 1 << 22
-        return few and self.backend.pair_bytes * pairs <= self.backend.memory - self.backend.held()
+        room = (self.backend.memory - self.backend.held()) / self.backend.pair_bytes
+        every = self.backend.r * self.n
+        if every <= room and self.like[0] * self.like[1] <= SMALL:
+            return True
+        return self.backend.estimate_survivors(self.level) <= min(MOST_SHARE * every, room)
 
     def evaluate(self, cols: np.ndarray) -> FacilityLocationBatch:
         if self.sparse is None:
@@ -215,6 +257,16 @@ class CheapBounds:
         self.total = self.w.sum()
         self.error = 2.0**-23 + (d + 16) * 2.0**-23  # quantisation, and a float32 chain of d products
         self.quadratic = self.a**2 * self.x.quadratic(self.rows.second_moment(self.w))
+
+    @staticmethod
+    def pay(r: int, n: int, d: int) -> bool:
+        """Two products with d x d matrices, in float64, should cost less than the sweep that they save."""
+        return r * n > 4 * d * (r + n)
+
+    @staticmethod
+    def bytes(r: int, n: int, d: int, threads: int) -> int:
+        """What they take, scratch included."""
+        return footprint.second_moment(d, threads) + footprint.per_row(r + n)
 
     def __call__(self, level: np.ndarray) -> np.ndarray:
         """(n,) float64 bounds on the excesses in quanta, at this level (r,) in quanta."""

@@ -7,10 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from smartgpu.backends import footprint
 from smartgpu.objectives.base import Eager, Ground, Objective, State
+from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Matrix, Similarity
 
 EPS = np.finfo(np.float64).eps
+PAIRS = 1 << 21  # similarities of picks to candidates that are held at once
+LEAST = 384  # picks in a block at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +34,12 @@ class GraphCut(Objective):
     def __post_init__(self) -> None:
         object.__setattr__(self, "lam", nonnegative("lam", self.lam))
         if self.represented is not None:
-            from smartgpu.arrays import as_matrix
+            from smartgpu.arrays import as_matrix, on_gpu
 
-            object.__setattr__(self, "represented", as_matrix(self.represented, "represented"))
+            tensors = on_gpu(self.represented)
+            object.__setattr__(
+                self, "represented", as_matrix(self.represented, "represented", tensors=tensors)
+            )
 
     def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         if isinstance(x, Matrix):
@@ -52,6 +59,24 @@ class GraphCut(Objective):
                 "be negative, such as cosine_shifted, without a separate represented set; got "
                 f"lam = {self.lam}, {kind.name}"
             )
+
+    def cost(self, shape: Shape) -> Cost:
+        n, r = shape.n, shape.r if self.represented is None else len(self.represented)
+        parts = shape.represented(self.represented)
+        if shape.kind.affine is not None:
+            parts.append(Part("gains", footprint.per_row(n)))
+            scratch = footprint.widened(shape.d, shape.threads) + 12 * 256 * shape.d
+            return Cost((*parts, Part("sums", 64 * shape.d)), scratch, work=20.0 * (n + r) * shape.d)
+        parts.append(Part("totals and penalties", footprint.per_row(n)))
+        block = 4 * max(PAIRS, LEAST * min(n, 4096)) if shape.k > 1 else 0
+        return Cost(tuple(parts), shape.dense() + block, work=2.0 * (n + r) * shape.d)
+
+    def on_host(self) -> GraphCut:
+        if self.represented is None or isinstance(self.represented, np.ndarray):
+            return self
+        from smartgpu.arrays import on_host
+
+        return GraphCut(self.lam, on_host(self.represented))
 
     def bind(self, ground: Ground) -> State:
         return (LinearGraphCut if ground.kind.affine is not None else GeneralGraphCut)(self, ground)
@@ -91,11 +116,11 @@ class LinearGraphCut(Eager):
         self.margin = 4 * (d + 8) * EPS * self.unit * (self.r + 2 * self.lam * self.n + self.lam)
         self.max_batch = self.n
 
-    def _gains(self, cols: np.ndarray | None, block: np.ndarray | None = None) -> np.ndarray:
+    def _gains(self, cols: np.ndarray | None, held: Any = None) -> np.ndarray:
         v = self.a * (self.whole - 2 * self.lam * self.picked)
         own = self.own if cols is None else self.own[cols]
         constant = self.b * (self.r - 2 * self.lam * self.count)
-        along = self.features.times(v, cols) if block is None else (block * v).sum(axis=1)
+        along = self.features.times(v, cols) if held is None else held.times(v)
         return self.unit * (along + constant - self.lam * own)
 
     def gains(self) -> np.ndarray:
@@ -147,15 +172,15 @@ class GeneralGraphCut(Eager):
         while len(behind):  # candidates that have seen as many picks are brought up to date together
             start = int(self.seen[behind].min())
             group = behind[self.seen[behind] == start]
-            picks = np.array(self.picks[start:], np.int64)
-            for at in range(0, len(picks), 4096):
-                self.inside[group] += self._pairs(picks[at : at + 4096], group)
+            picks, step = np.array(self.picks[start:], np.int64), max(LEAST, PAIRS // len(group))
+            for at in range(0, len(picks), step):
+                self.inside[group] += self._pairs(picks[at : at + step], group)
             self.seen[group] = len(self.picks)
             behind = behind[self.seen[behind] < len(self.picks)]
         return self.scale * (self.totals[cols] - self.lam * (self.inside[cols] + self.own[cols]))
 
     def _pairs(self, picks: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        there = self.backend.block(picks, cols).sum(axis=0, dtype=np.int64)
+        there = self.backend.block_sums(picks, cols)
         back = there if self.symmetric else self.backend.block(cols, picks).sum(axis=1, dtype=np.int64)
         return there + back
 
@@ -178,8 +203,9 @@ class GeneralGraphCut(Eager):
     def value(self) -> float:
         picks = np.array(self.picks, np.int64)
         inside = sum(
-            int(self.backend.block(picks[i : i + 512], picks).sum(dtype=np.int64))
-            for i in range(0, len(picks), 512)
+            int(self.backend.block(picks[i : i + LEAST], picks[j : j + 4096]).sum(dtype=np.int64))
+            for i in range(0, len(picks), LEAST)
+            for j in range(0, len(picks), 4096)
         )
         return float(self.scale * (int(self.totals[picks].sum()) - self.lam * inside))
 
@@ -192,7 +218,7 @@ class _Refreshed:
 
     def __init__(self, state: LinearGraphCut | GeneralGraphCut, cols: np.ndarray):
         self.state, self.cols = state, cols
-        self.block: np.ndarray | None = None  # features of the batch, for a linear similarity
+        self.held: Any = None  # features of the batch, for a linear similarity
         self.gains = state._gains(cols)
 
     def narrow(self, positions: np.ndarray) -> None:
@@ -201,8 +227,8 @@ class _Refreshed:
     def accept(self, b: int) -> None:
         self.state.add(self.cols[b : b + 1])
         if isinstance(self.state, LinearGraphCut):
-            if self.block is None or len(self.block) != len(self.cols):
-                self.block = self.state.features.rows(self.cols)
-            self.gains = self.state._gains(self.cols, self.block)
+            if self.held is None or len(self.held) != len(self.cols):
+                self.held = self.state.features.hold(self.cols)
+            self.gains = self.state._gains(self.cols, self.held)
         else:
             self.gains = self.state._gains(self.cols)

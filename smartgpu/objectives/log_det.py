@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from smartgpu.backends import footprint
 from smartgpu.objectives.base import Eager, Ground, Objective
+from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.objectives.graph_cut import need_square, nonnegative
 from smartgpu.similarity import Matrix, Similarity
 
@@ -16,6 +18,11 @@ EPS = np.finfo(np.float64).eps
 DENSE = 20_000  # rows up to which an n x n matrix in float64 is made
 DELAY = 64  # picks that wait before Q takes them together
 GRID = 2.0**40  # gains are multiples of 2^-40, coarser than their rounding: what ties in theory ties here
+ROWS = 1024  # rows brought up to date together
+FIRST = 64  # columns of the Cholesky factor at first
+SCREENED = 0.2  # operations a candidate, feature and pick, on average: what time estimates assume
+PICKS = 128  # picks that they are brought up to date with together
+NUMBERS = 1 << 20  # entries of the Cholesky factor that are read together
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +60,44 @@ class LogDet(Objective):
                 f"coverage of log_det on {kind.name} takes an n x n matrix: n <= {DENSE}, got {n}"
             )
 
+    def cost(self, shape: Shape) -> Cost:
+        """For general kinds as if every row were looked at: a factor of n rows and k columns."""
+        n, k, d = shape.n, min(shape.k, shape.n), shape.d
+        parts = [*shape.features, Part("residuals, stamps, copies", 2 * footprint.per_row(n))]
+        linear = shape.kind.affine is not None
+        if linear and self.lam > 0:
+            ring = max(d + 1, 2 * DELAY)
+            parts.append(Part("inverse and latest falls", 8 * (d + 1) ** 2 + 12 * ring * (d + 1)))
+            rows = 24 * ROWS + shape.threads * (12 * 512 + 24 * 128)  # a batch, and what is screened
+            falls = shape.threads * 8 * (512 * ring + d * ring) + 16 * (d + 1) * max(d + 1, DELAY)
+            scratch = max(rows * (d + 1) + falls, footprint.preparing(d, shape.threads))
+            return Cost(tuple(parts), scratch, work=k * (2.0 * d * (ROWS + d) + SCREENED * n * d))
+        last = before = FIRST
+        while last < k:
+            last, before = min(2 * last, k), last
+        parts.append(Part("factor of the similarity, as it grows", 8 * n * (last + before * (last > FIRST))))
+        rows, picks = min(n, factor_rows(d)), min(k, PICKS)
+        pairs = (18 + 9 * shape.kind.squared_norms) * max(picks * rows, 96 * 96)
+        scratch = pairs + 12 * (rows + PICKS) * d + 8 * min(NUMBERS, n * k)
+        scratch = max(scratch, footprint.preparing(d, shape.threads)) if d else scratch + shape.dense()
+        if shape.coverage:
+            scratch = max(scratch, 8 * 4 * n * n)
+        return Cost(
+            tuple(parts), scratch, work=1.0 * k * k * ROWS + k * ROWS * d + SCREENED * n * k * (d + k)
+        )
+
     def bind(self, ground: Ground) -> LogDetState:
-        if ground.kind.affine is not None and self.lam >= 1e-8 * _mean_square(ground):
-            return WoodburyLogDet(self, ground)
-        return CholeskyLogDet(self, ground)
+        linear = ground.kind.affine is not None and self.lam >= 1e-8 * _mean_square(ground)
+        if ground.engine.remote:
+            from smartgpu.objectives.log_det_remote import RemoteCholeskyLogDet, RemoteWoodburyLogDet
+
+            return (RemoteWoodburyLogDet if linear else RemoteCholeskyLogDet)(self, ground)
+        return (WoodburyLogDet if linear else CholeskyLogDet)(self, ground)
 
 
 def _mean_square(ground: Ground) -> float:
-    geometry = ground.geometry()
     a, b = ground.kind.affine
-    x = geometry.x
-    squares = sum(
-        float(np.einsum("ij,ij->", p, p, dtype=np.float64)) for p in np.array_split(x, len(x) // 8192 + 1)
-    )
-    return geometry.unit * (a * squares / max(len(x), 1) + b)
+    return ground.geometry().unit * (a * float(ground.features()[0].own().mean()) + b)
 
 
 class LogDetState(Eager):
@@ -185,26 +216,27 @@ class WoodburyLogDet(LogDetState):
 
     def _first_residuals(self) -> np.ndarray:
         out = np.empty(len(self.first))
-        for i in range(0, len(out), 2048):
-            y = self._features(np.arange(i, min(i + 2048, len(out))))
-            out[i : i + 2048] = self.lam + np.square(y).sum(axis=1)
+        for i in range(0, len(out), 512):
+            y = self._features(np.arange(i, min(i + 512, len(out))))
+            out[i : i + 512] = self.lam + np.square(y, out=y).sum(axis=1)
         return out
 
     def _fresh(self, rows: np.ndarray) -> np.ndarray:
         """From the falls since each row was fresh, 2 d operations each; from Q where those would cost more."""
         t = len(self.picks)
         out, behind = np.empty(len(rows)), t - self.stamp[rows]
-        y = self._near(rows)
+        y = self._near(rows) if len(rows) <= ROWS else None  # a batch that picks are taken from, but no sweep
         if (behind > len(self.falls) // 2).any():
             self._settle(t)
         order = np.argsort(behind, kind="stable")  # rows that are behind alike, together
 
         def work(part: np.ndarray) -> None:
             most = int(behind[part].max())
+            mine = self._features(rows[part]) if y is None else y[part]
             if most > len(self.falls) // 2:
-                out[part] = self.lam + np.einsum("ij,ij->i", y[part] @ self.q, y[part])
+                out[part] = self.lam + np.einsum("ij,ij->i", mine @ self.q, mine)
                 return
-            drops = np.square(y[part] @ self.falls[np.arange(t - most, t) % len(self.falls)].T)
+            drops = np.square(mine @ self.falls[np.arange(t - most, t) % len(self.falls)].T)
             drops[np.arange(most) < (most - behind[part])[:, None]] = 0.0
             out[part] = self.residual[rows[part]] - drops.sum(axis=1)
 
@@ -216,12 +248,14 @@ class WoodburyLogDet(LogDetState):
         late = self.falls[np.arange(self.in_q, t) % len(self.falls)]
         fall = (self.q @ y - (late @ y) @ late) / np.sqrt(self.residual[row])
         if len(near):
-            self.residual[near] = np.maximum(
-                self.residual[near] - np.square(self._near(near) @ fall), self.lam
-            )
+            self.residual[near] = np.maximum(self.residual[near] - self._fall(near, fall), self.lam)
         self.falls[t % len(self.falls)] = fall
         if t + 1 - self.in_q >= DELAY:
             self._settle(t + 1)
+
+    def _fall(self, near: np.ndarray, fall: np.ndarray) -> np.ndarray:
+        """How far the residuals of a batch fall by one pick."""
+        return np.square(self._near(near) @ fall)
 
     def _settle(self, t: int) -> None:
         """Bring Q up to date: many picks by one product."""
@@ -279,10 +313,15 @@ class WoodburyLogDet(LogDetState):
 
     def total(self) -> float:
         gram = self.lam * np.eye(self.d)
-        for i in range(0, self.n, 2048):
-            y = self._features(self.inverse[i : i + 2048])
+        for i in range(0, self.n, 512):
+            y = self._features(self.inverse[i : i + 512])
             gram += y.T @ y
         return float(np.linalg.slogdet(gram)[1] + (self.n - self.d) * np.log(self.lam))
+
+
+def factor_rows(d: int) -> int:
+    """Rows of the Cholesky factor brought up to date together: few where their features are long."""
+    return int(np.clip((1 << 19) // max(d, 1), 256, 2048))
 
 
 class CholeskyLogDet(LogDetState):
@@ -298,7 +337,9 @@ class CholeskyLogDet(LogDetState):
         if self.exact is None:
             self.noise = 2e-6  # a matrix is quantised to multiples of 2^-22
         super().__init__(spec, ground)
-        self.factor = np.zeros((len(self.first), 64))
+        self.picks_at_most = ground.picks or self.n
+        self.factor = np.zeros((len(self.first), FIRST))
+        self.step = factor_rows(0 if isinstance(ground.x, Matrix) else ground.x.shape[1])
         self.done = np.zeros(len(self.first), np.int64)  # entries of each row of the factor so far
         self.pivots: list[float] = []
 
@@ -322,36 +363,51 @@ class CholeskyLogDet(LogDetState):
 
     def _grow(self, t: int) -> None:
         if t > self.factor.shape[1]:
-            need = (
-                16 * self.factor.shape[1] * int(np.count_nonzero(self.done))
-            )  # pages are taken when written
-            if need > self.memory:
-                raise MemoryError(
-                    f"log_det on {self.kind} needs {need / 1e6:.0f} MB for pick {t}, 8 bytes a pick and row that "
-                    f"it looked at; memory allows {self.memory / 1e6:.0f} MB: give more, or choose fewer rows"
-                )
-            wider = np.zeros((len(self.first), 2 * self.factor.shape[1]))
-            touched = np.flatnonzero(self.done)
-            wider[touched, : self.factor.shape[1]] = self.factor[touched]
+            held, touched = self.factor.shape[1], np.flatnonzero(self.done)
+            columns = max(t, min(2 * held, self.picks_at_most))
+            self._check_room(8 * columns * len(touched), t)  # pages are taken when written
+            wider = np.zeros((len(self.first), columns))
+            for part in np.array_split(touched, len(touched) * held // NUMBERS + 1):
+                wider[part, :held] = self.factor[part]
             self.factor = wider
 
+    def _check_room(self, need: int, t: int) -> None:
+        if need > self.memory:
+            raise MemoryError(
+                f"log_det on {self.kind} needs {need / 1e6:.0f} MB for pick {t}, 8 bytes a pick and row that "
+                f"it looked at; memory allows {self.memory / 1e6:.0f} MB: give more, or choose fewer rows"
+            )
+
     def _fresh(self, rows: np.ndarray) -> np.ndarray:
+        parts = [rows[i : i + self.step] for i in range(0, len(rows), self.step)]
+        return np.concatenate([self._brought(part) for part in parts])
+
+    def _brought(self, rows: np.ndarray) -> np.ndarray:
+        """Residuals of stale rows, their rows of the factor brought up to date."""
         t = len(self.picks)
         residual = self.residual[rows]
         start = int(self.done[rows].min())
         picks = np.array(self.picks, np.int64)
-        for begin in range(start, t, 256):
-            end = min(begin + 256, t)
+        for begin in range(start, t, PICKS):
+            end = min(begin + PICKS, t)
             s = self._similarity(picks[begin:end], rows)
             for at in range(begin, end):
                 behind = self.done[rows] == at
                 mine, pick = rows[behind], picks[at]
-                known = (self.factor[mine, :at] * self.factor[pick, :at]).sum(axis=1)
-                entry = (s[at - begin, behind] - known) / self.pivots[at]
+                entry = (s[at - begin, behind] - self._known(mine, pick, at)) / self.pivots[at]
                 self.factor[mine, at] = entry
                 residual[behind] -= np.square(entry)
                 self.done[mine] = at + 1
         return self._checked(residual)
+
+    def _known(self, rows: np.ndarray, pick: int, t: int) -> np.ndarray:
+        """sum_{r<t} c_pr c_jr for all rows j: what the earlier picks explain of s_pj."""
+        out, step = np.empty(len(rows)), max(1, NUMBERS // max(t, 1))
+        for i in range(0, len(rows), step):
+            block = self.factor[rows[i : i + step], :t]
+            block *= self.factor[pick, :t]
+            block.sum(axis=1, out=out[i : i + step])
+        return out
 
     def _checked(self, residual: np.ndarray) -> np.ndarray:
         lowest = float(residual.min(initial=np.inf)) - self.lam
@@ -364,19 +420,22 @@ class CholeskyLogDet(LogDetState):
     def _commit(self, row: int, near: np.ndarray) -> None:
         self._grow(len(self.picks) + 1)
         pivot = float(np.sqrt(self.residual[row]))
-        at, known = len(self.picks), self.factor[row]
+        at = len(self.picks)
         self.pivots.append(pivot)
         if len(near):
             s = self._similarity(np.array([row]), near)[0]
-            entry = (s - (self.factor[near, :at] * known[:at]).sum(axis=1)) / pivot
+            entry = (s - self._known(near, row, at)) / pivot
             self.factor[near, at] = entry
             self.residual[near] = self._checked(self.residual[near] - np.square(entry))
             self.done[near] = at + 1
 
     def total(self) -> float:
         every = np.arange(len(self.first))
-        s = self._similarity(every, every)[np.ix_(self.inverse, self.inverse)]
-        return float(np.linalg.slogdet(s + self.lam * np.eye(self.n))[1])
+        s = self._similarity(every, every)
+        if len(self.first) < self.n:
+            s = s[np.ix_(self.inverse, self.inverse)]
+        s[np.diag_indices(self.n)] += self.lam
+        return float(np.linalg.slogdet(s)[1])
 
 
 class LogDetBatch:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from smartgpu.objectives.base import Eager, Ground, Objective, per_row
+from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Matrix, Similarity
 
 
@@ -27,6 +28,9 @@ class Modular(Objective):
     def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         if (self.scores < 0).any():
             raise ValueError(f"coverage needs a monotone objective: scores >= 0, got {self.scores.min()}")
+
+    def cost(self, shape: Shape) -> Cost:
+        return Cost((Part("scores", 16 * shape.n),))
 
     def take(self, rows: np.ndarray) -> Modular:
         return Modular(self.scores[rows])

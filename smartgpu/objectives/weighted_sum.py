@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from smartgpu.objectives.base import Batch, Ground, Objective, State
+from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Matrix, Similarity
 
 
@@ -37,6 +38,16 @@ class WeightedSum(Objective):
         for weight, term in self.terms:
             if weight > 0:
                 term.need_monotone(x, kind)
+
+    def cost(self, shape: Shape) -> Cost:
+        whole = Cost((Part("sums of terms", 32 * shape.n),))
+        for weight, term in self.terms:
+            if weight > 0:
+                whole += term.cost(shape)
+        return whole
+
+    def on_host(self) -> WeightedSum:
+        return WeightedSum(tuple((c, term.on_host()) for c, term in self.terms))
 
     def take(self, rows: np.ndarray) -> WeightedSum:
         return WeightedSum(tuple((c, term.take(rows)) for c, term in self.terms))

@@ -1,0 +1,277 @@
+"""The plan of a selection: what it will allocate, known before any work, and about how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from smartgpu.backends import footprint, resolve
+from smartgpu.constraints import Constraint
+from smartgpu.job import Budget, Job
+from smartgpu.maximize import Order, Picker, lazy, naive, stochastic
+from smartgpu.objectives import Ground, Modular, Objective, WeightedSum
+from smartgpu.objectives.cost import Shape
+from smartgpu.options import Options, bytes_text
+from smartgpu.similarity import Matrix
+from smartgpu.workers import one_thread
+
+SAMPLE = 4000  # rows of the probe at most
+FIRST = 1000  # rows of the run that sizes it
+PROBE = 0.3  # seconds that the probe should take
+PICK_WORK = 2e6  # operations worth the Python of one pick
+EAGER_PICKS = 6  # of the probe, where every pick costs the same
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a selection holds and about how long it takes.
+
+    parts    ((what, bytes), ...): arrays that stay, and last the most that comes and goes at one time
+    least    bytes that must be there, the sum of the parts: the smallest `memory` that is accepted
+    peak     bytes that it takes at most with this budget: where there is room, surviving pairs are stored
+    memory   the budget in bytes
+    sweeps   expected similarity evaluations / (n x represented rows)
+    seconds  expected, roughly: from a run on a few thousand rows of the pool on this machine just now, scaled by the
+             work; within a factor of two where the pool is alike throughout and nothing else runs
+    """
+
+    n: int
+    k: int
+    objective: str
+    similarity: str
+    backend: str
+    parts: tuple[tuple[str, int], ...]
+    least: int
+    peak: int
+    memory: int
+    sweeps: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        out = dataclasses.asdict(self)
+        out["parts"] = [{"part": name, "bytes": size} for name, size in self.parts]
+        return out
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.k} of {self.n} rows by {self.objective} on {self.similarity} (backend {self.backend})"
+        ]
+        table = [(name, bytes_text(size)) for name, size in self.parts]
+        table.append(("must be there", bytes_text(self.least, up=True)))
+        table.append((f"at most, with memory={bytes_text(self.memory)}", bytes_text(self.peak, up=True)))
+        left, right = (max(len(row[i]) for row in table) for i in (0, 1))
+        lines += [f"  {name:<{left}}  {size:>{right}}" for name, size in table]
+        sweeps = f"{self.sweeps:.2g} sweeps over all pairs" if self.sweeps else "no sweep over all pairs"
+        lines.append(f"  about {seconds_text(self.seconds)}, {sweeps}")
+        return "\n".join(lines)
+
+
+def seconds_text(seconds: float) -> str:
+    if seconds < 0.95:
+        return f"{seconds:.1g} s"
+    if seconds < 99.5:
+        return f"{seconds:.2g} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.2g} minutes"
+    return f"{seconds / 3600:.2g} hours"
+
+
+def make_plan(job: Job, k: int, given: np.ndarray, exclude: np.ndarray, coverage: float | None) -> Plan:
+    """The plan of a checked call. Raises ValueError as the call would where the memory is too small."""
+    if not job.planned:
+        raise ValueError(f"plan is for backend 'numpy', got {resolve(job.options.backend)!r}")
+    budget = job.budget(k + len(given), coverage is not None)
+    sweeps, seconds = _estimate(job, budget, k, given, exclude, coverage)
+    cost = budget.cost
+    parts = [(part.name, part.bytes) for part in cost.parts]
+    parts.append(("scratch of all threads", cost.scratch))
+    return Plan(
+        n=job.n,
+        k=k,
+        objective=job.objective.name,
+        similarity=job.kind.name,
+        backend="numpy",
+        parts=tuple(parts),
+        least=cost.least,
+        peak=min(budget.memory, cost.least + cost.extra),
+        memory=budget.memory,
+        sweeps=sweeps,
+        seconds=seconds,
+    )
+
+
+def _estimate(job: Job, budget: Budget, k: int, given, exclude, coverage) -> tuple[float, float]:
+    """(sweeps, seconds) expected: those of a sample of evenly spaced rows, scaled."""
+    n = job.n
+    first = _Probe(job, budget, min(n, FIRST), k, given, exclude, coverage)
+    if first.rows == n:
+        return first.scaled(job, budget.shape, k)
+    fits = int(first.rows * np.sqrt(PROBE / max(first.seconds, 1e-3)))
+    probe = _Probe(job, budget, min(n, SAMPLE, max(fits, FIRST)), k, given, exclude, coverage)
+    return probe.scaled(job, budget.shape, k)
+
+
+class _Probe:
+    """The same call on `rows` evenly spaced rows: as large a share of them chosen, and room for as large a share of
+    the pairs, so that it turns from dense to sparse work where the whole will."""
+
+    def __init__(self, job: Job, budget: Budget, rows: int, k: int, given, exclude, coverage: float | None):
+        n = job.n
+        self.rows = rows
+        at = _evenly(rows, n)
+        x, objective = job.x, job.objective
+        if rows < n:
+            x, represented = _thin_pool(job.x, at)
+            objective = _thin(job.objective, at, represented)
+        taken, closed = (np.flatnonzero(np.isin(at, some)) for some in (given, exclude))
+        room = rows - len(taken) - len(closed)
+        self.k = max(1, min(room, round(k * rows / n)))
+        if room < 1:
+            taken, closed = np.empty(0, np.int64), np.empty(0, np.int64)
+        self.r = _rows(objective, x.shape[0] if isinstance(x, Matrix) else rows)
+        self.shape = Shape.of(x, job.kind, self.k + len(taken), budget.shape.threads, coverage is not None)
+        ground = Ground(
+            x,
+            job.kind,
+            "numpy",
+            threads=job.options.threads,
+            memory=None,
+            picks=self.shape.k,
+            like=(_rows(job.objective, budget.shape.r), n),
+            spare=_spare(budget, self.shape, _rows(job.objective, budget.shape.r), self.r),
+        )
+        start = time.perf_counter()
+        state = objective.bind(ground)
+        if len(taken):
+            state.add(taken)
+        base = state.value() if len(taken) else 0.0
+        until = None if coverage is None else float(coverage) * state.total()
+        barred = np.concatenate([taken, closed])
+        with one_thread():
+            picker = Picker(Constraint(rows, self.k, barred), base, until, None)
+            if job.options.maximizer != "lazy":
+                picker.report = _stop_after(EAGER_PICKS)
+            self.stopped = _run(state, picker, job.options)
+        self.seconds = time.perf_counter() - start
+        self.picks = max(len(picker.run.indices), 1)
+        self.pairs = sum(b.pairs for b in ground.opened)
+        self.sweeps = sum(b.pairs / (b.r * b.n) for b in ground.opened)
+        self.rate = self._rate(ground) if rows < n and self.pairs else 0.0
+        self.work = objective.cost(self.shape).work
+
+    def _rate(self, ground: Ground) -> float:
+        """Seconds for a pair in a sweep."""
+        backend = ground.opened[0]
+        before, start = backend.pairs, time.perf_counter()
+        backend.excess(backend.new_level())
+        return (time.perf_counter() - start) / (backend.pairs - before)
+
+    def scaled(self, job: Job, shape: Shape, k: int) -> tuple[float, float]:
+        """(sweeps, seconds) of the whole: dense work by the pairs, the rest by what every pick and every row costs."""
+        share = shape.n / self.rows
+        picks = k if self.picks >= self.k or self.stopped else max(1, round(self.picks * share))
+        sweeps = self.sweeps
+        if (
+            job.options.maximizer == "naive"
+        ):  # sweeps a pick; samples of "stochastic" are as large here as there
+            sweeps *= picks / self.picks
+        elif job.options.maximizer == "stochastic":
+            sweeps *= picks / (self.picks * share)
+        dense = min(self.pairs * self.rate, 0.95 * self.seconds)
+        pairs = share * _rows(job.objective, shape.r) / self.r * sweeps / max(self.sweeps, 1e-9)
+        work = job.objective.cost(dataclasses.replace(shape, k=picks)).work
+        ratio = (picks * PICK_WORK + work) / (self.picks * PICK_WORK + self.work)
+        return sweeps, dense * pairs + (self.seconds - dense) * ratio
+
+
+class _Enough(Exception):
+    """The probe has made picks enough."""
+
+
+def _stop_after(picks: int) -> Callable[[int, float], None]:
+    left = iter(range(picks - 1))
+
+    def report(j: int, gain: float) -> None:
+        if next(left, None) is None:
+            raise _Enough
+
+    return report
+
+
+def _run(state: Any, picker: Picker, options: Options) -> bool:
+    """Make the picks. True where they were stopped before their end."""
+    order = Order(options.tie_break)
+    with contextlib.suppress(_Enough):
+        if picker.done:
+            pass
+        elif options.maximizer == "lazy":
+            lazy(state, picker, order)
+        elif options.maximizer == "naive":
+            naive(state, picker, order)
+        else:
+            stochastic(state, picker, order, epsilon=options.epsilon, seed=options.seed)
+        return False
+    return True
+
+
+def _rows(objective: Objective, r: int) -> int:
+    """Represented rows: those of the first term that names some, else the pool's."""
+    terms = [term for _, term in objective.terms] if isinstance(objective, WeightedSum) else [objective]
+    named = [len(t.represented) for t in terms if getattr(t, "represented", None) is not None]
+    return named[0] if named else r
+
+
+def _spare(budget: Budget, shape: Shape, whole_r: int, r: int) -> int:
+    """Room in which a sample of r represented rows stores the share of its pairs for which the whole has room."""
+    n, threads = budget.shape.n, budget.shape.threads
+    if budget.spare == 0:
+        return 0
+    share = min(1.0, footprint.storable(budget.spare, n, whole_r, threads) / (n * whole_r))
+    stored = footprint.stored(share * shape.n * r, shape.n, r, threads)
+    return int(footprint.columns(r, footprint.MAX_BATCH) + stored)
+
+
+def _evenly(count: int, of: int) -> np.ndarray:
+    return np.unique(np.linspace(0, of - 1, count).astype(np.int64))
+
+
+def _thin_pool(x: np.ndarray | Matrix, at: np.ndarray) -> tuple[np.ndarray | Matrix, np.ndarray]:
+    """The pool of these candidates, and its represented rows: of a matrix that is not square, as large a share."""
+    if not isinstance(x, Matrix):
+        return np.ascontiguousarray(x[at]), at
+    r, n = x.shape
+    rows = at if r == n else _evenly(max(1, r * len(at) // n), r)
+    shape = (len(rows), len(at))
+    if x.dense is not None:
+        return dataclasses.replace(x, shape=shape, dense=x.dense[np.ix_(rows, at)]), rows
+    indptr, indices, data = x.csc
+    place = np.full(r, -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    parts = [slice(int(indptr[j]), int(indptr[j + 1])) for j in at]
+    here = [place[indices[part]] for part in parts]
+    values = [data[part][found >= 0] for part, found in zip(parts, here, strict=True)]
+    here = [found[found >= 0] for found in here]
+    ends = np.concatenate([[0], np.cumsum([len(found) for found in here])]).astype(np.int64)
+    return dataclasses.replace(x, shape=shape, csc=(ends, np.concatenate(here), np.concatenate(values))), rows
+
+
+def _thin(objective: Objective, at: np.ndarray, rows: np.ndarray) -> Objective:
+    """The objective for candidates `at` and represented rows `rows`; of a represented set of its own, evenly spaced."""
+    if isinstance(objective, WeightedSum):
+        return WeightedSum(tuple((weight, _thin(term, at, rows)) for weight, term in objective.terms))
+    if isinstance(objective, Modular):
+        return objective.take(at)
+    changed: dict[str, Any] = {}
+    represented, weights = (getattr(objective, name, None) for name in ("represented", "weights"))
+    if represented is not None:
+        rows = _evenly(min(len(represented), SAMPLE), len(represented))
+        changed["represented"] = represented[rows]
+    if weights is not None:
+        changed["weights"] = weights[rows] if weights[rows].any() else np.ones(len(rows))
+    return dataclasses.replace(objective, **changed)
