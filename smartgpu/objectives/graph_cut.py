@@ -101,6 +101,8 @@ class LinearGraphCut(Eager):
     v = a (sum_i rows_i - 2 lam sum_{i in S} x_i); gain_j = unit (x_j.v + b (r - 2 lam |S|) - lam (a |x_j|^2 + b)).
     """
 
+    reach, active = 512, 64
+
     def __init__(self, spec: GraphCut, ground: Ground):
         geometry = ground.geometry(spec.represented)
         self.lam, self.n, self.r = spec.lam, ground.n, len(geometry.rows)

@@ -107,7 +107,7 @@ class LogDetState(Eager):
     """
 
     slack = 0.0
-    reach, active = 8192, 512
+    reach, active = 8192, 384
     noise = 1e-12  # relative error of a similarity: with lam = 0 a residual below it is no residual
 
     def __init__(self, spec: LogDet, ground: Ground):
