@@ -28,7 +28,7 @@ from bench.cases import DEVICE_CASES, ROOT
 from bench.machine import describe
 from bench.run import Bench, Limits
 
-D = 768
+FEATURES = 768
 SWEEP = (262_144, 768)  # the sweep that must reach a share of the matrix rate
 BATCH = 256  # columns that tune.calls() asks for
 
@@ -92,7 +92,7 @@ def kernels(rows: int, most: dict[str, float], append: Callable[[dict], None]) -
     from smartgpu.kernels import tune
 
     plans = [("half", *SWEEP, ("sweep", "symmetric"))]
-    plans += [(arithmetic, rows, D, None) for arithmetic in ("half", "tf32", "tf32x3", "ieee")]
+    plans += [(arithmetic, rows, FEATURES, None) for arithmetic in ("half", "tf32", "tf32x3", "ieee")]
     for arithmetic, n, d, only in plans:
         for kernel, call in tune.calls(arithmetic, n, d).items():
             if only is not None and kernel not in only:

@@ -18,7 +18,7 @@ from smartgpu.backends import resolve
 from smartgpu.checkpoint import Checkpoint, fingerprint
 from smartgpu.constraints import Constraint
 from smartgpu.job import Budget, Job
-from smartgpu.maximize import Order, Picker, lazy, naive, stochastic
+from smartgpu.maximize import Picker, maximize
 from smartgpu.objectives import Objective
 from smartgpu.options import Options, make_options
 from smartgpu.planning import Plan, make_plan
@@ -183,16 +183,8 @@ def _select(call: _Call, coverage, report, checkpoint, plan: bool) -> Selection:
         for j, gain in zip(before, before_gains, strict=True):
             picker.take(int(j), float(gain))
         picker.checkpoint = kept
-        order = Order(options.tie_break)
         try:
-            if picker.done:
-                pass
-            elif options.maximizer == "lazy":
-                lazy(state, picker, order)
-            elif options.maximizer == "naive":
-                naive(state, picker, order)
-            else:
-                stochastic(state, picker, order, epsilon=options.epsilon, seed=options.seed)
+            maximize(state, picker, **options.search)
         finally:
             if kept is not None:
                 kept.save(picker.run.indices, picker.run.gains, force=True)

@@ -21,6 +21,21 @@ LOWEST = np.finfo(
 ).min  # a gain of -inf that may still be picked (the objective then explains itself)
 
 
+def maximize(
+    state: State, picker: Picker, maximizer: str, *, tie_break: str, epsilon: float, seed: int
+) -> None:
+    """Make the picks that are still to be made: "lazy", "naive" or "stochastic"."""
+    order = Order(tie_break)
+    if picker.done:
+        return
+    if maximizer == "lazy":
+        lazy(state, picker, order)
+    elif maximizer == "naive":
+        naive(state, picker, order)
+    else:
+        stochastic(state, picker, order, epsilon=epsilon, seed=seed)
+
+
 class Order:
     """The order of candidates: by value, ties by index."""
 

@@ -63,6 +63,11 @@ class Options:
             if value is not None:
                 object.__setattr__(self, name, float(value) if name == "epsilon" else int(value))
 
+    @property
+    def search(self) -> dict[str, Any]:
+        """How picks are searched for: what maximize() takes."""
+        return {name: getattr(self, name) for name in ("maximizer", "tie_break", "epsilon", "seed")}
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

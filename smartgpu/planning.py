@@ -14,7 +14,7 @@ import numpy as np
 from smartgpu.backends import footprint, resolve
 from smartgpu.constraints import Constraint
 from smartgpu.job import Budget, Job
-from smartgpu.maximize import Order, Picker, lazy, naive, stochastic
+from smartgpu.maximize import Picker, maximize
 from smartgpu.objectives import Ground, Modular, Objective, WeightedSum
 from smartgpu.objectives.cost import Shape
 from smartgpu.options import Options, bytes_text
@@ -206,16 +206,8 @@ def _stop_after(picks: int) -> Callable[[int, float], None]:
 
 def _run(state: Any, picker: Picker, options: Options) -> bool:
     """Make the picks. True where they were stopped before their end."""
-    order = Order(options.tie_break)
     with contextlib.suppress(_Enough):
-        if picker.done:
-            pass
-        elif options.maximizer == "lazy":
-            lazy(state, picker, order)
-        elif options.maximizer == "naive":
-            naive(state, picker, order)
-        else:
-            stochastic(state, picker, order, epsilon=options.epsilon, seed=options.seed)
+        maximize(state, picker, **options.search)
         return False
     return True
 

@@ -17,6 +17,7 @@ from smartgpu.backends import gpu
 from smartgpu.similarity import Geometry, Matrix, Similarity, choose
 
 QUANTUM = 2.0**-22  # of the prepared similarity, |s| <= 1
+STORE_ALL = 1 << 22  # pairs of a pool so small that survivors are stored at once, however many they are
 
 
 class Kept(Protocol):

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from smartgpu.backends import STORE_ALL
 from smartgpu.workers import Workers
 
 if TYPE_CHECKING:
     from smartgpu.backends.numpy import NumpyBackend
 
 TASK = 1 << 19  # pairs worked on at a time by one thread
+SHORT = 1 << 16  # rows whose numbers fit 16 bits
 
 
 @dataclass
@@ -127,7 +129,7 @@ class Survivors:
 
 def row_type(r: int) -> type:
     """What a row number is stored in: 2 bytes while they suffice."""
-    return np.uint16 if r <= 1 << 16 else np.int32
+    return np.uint16 if r <= SHORT else np.int32
 
 
 def pair_bytes(r: int) -> float:
@@ -136,7 +138,7 @@ def pair_bytes(r: int) -> float:
     Beyond 65,536 rows the pieces lie in more and smaller tiles, and the allocator's holes between them count: 3.6 GB
     were resident at n = 100,000 where 1.3 times the pairs promised 2.9 GB.
     """
-    return (1.3 if r <= 1 << 16 else 1.7) * (np.dtype(row_type(r)).itemsize + 4)
+    return (1.3 if r <= SHORT else 1.7) * (np.dtype(row_type(r)).itemsize + 4)
 
 
 def _split(ends: np.ndarray) -> list[tuple[int, int]]:
@@ -170,7 +172,7 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
     pending: dict[int, list] = defaultdict(list)
     dtype = row_type(backend.r)
     every = n * backend.r
-    expected = every if every <= 1 << 22 else min(every, int(1.03 * backend.estimate_survivors(level)))
+    expected = every if every <= STORE_ALL else min(every, int(1.03 * backend.estimate_survivors(level)))
     store = _Store(n, max(1 << 16, expected), dtype)
     ready: tuple[slice, list] | None = None
 

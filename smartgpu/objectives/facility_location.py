@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from smartgpu.backends import QUANTUM, footprint
+from smartgpu.backends import QUANTUM, STORE_ALL, footprint
 from smartgpu.objectives.base import Ground, Objective, per_row
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
@@ -15,7 +15,6 @@ from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
 WEIGHT_BITS = 39  # sum of integer weights < 2^39, times 2^22 quanta, stays below 2^62
 START_AFTER = 0.04  # sweeps of dense work after which survivors are thought of
 MOST_SHARE = 0.6  # of all pairs: with more survivors than that, dense work is cheaper
-SMALL = 1 << 22  # pairs that are stored at once, however many of them survive
 SPARSE_BATCH = 1 << 22  # pairs read for one batch
 
 
@@ -86,7 +85,7 @@ class FacilityLocation(Objective):
             Part(f"{footprint.MIN_BATCH} columns of similarity", least),
         )
         every = r * n
-        pairs = every if every <= SMALL else MOST_SHARE * every
+        pairs = every if every <= STORE_ALL else MOST_SHARE * every
         extra = most - least + int(footprint.stored(pairs, n, r, shape.threads))
         if CheapBounds.pay(r, n, shape.d) and shape.kind.affine is not None:
             extra = max(extra, CheapBounds.bytes(r, n, shape.d, shape.threads))
@@ -185,7 +184,7 @@ class FacilityLocationState:
     def _fits(self) -> bool:
         room = (self.backend.memory - self.backend.held()) / self.backend.pair_bytes
         every = self.backend.r * self.n
-        if every <= room and self.like[0] * self.like[1] <= SMALL:
+        if every <= room and self.like[0] * self.like[1] <= STORE_ALL:
             return True
         return self.backend.estimate_survivors(self.level) <= min(MOST_SHARE * every, room)
 
