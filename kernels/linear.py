@@ -167,13 +167,14 @@ def _cholesky_kernel(
     tl.store(OUT + place + tl.arange(0, 1), total)
 
 
-def times(x, v, cols=None):
+def times(x, v, cols=None, *, out=None):
     """x_j . v for rows of x, in float64 and one fixed order for each row.
 
     x        (n, d) float16 | bfloat16 | float32, any row stride, last dimension contiguous
     v        (d,) or (d, c) float64, contiguous
     cols     (m,) int64 in [0, n); None: all rows
-    returns  (m,) or (m, c) float64: a row's bits depend on its values, on v and on c, not on cols
+    out      (m,) or (m, c) float64, overwritten; None: a new one
+    returns  out, (m,) or (m, c) float64: a row's bits depend on its values, on v and on c, not on cols
 
     O(m d c) time; up to two vectors are bound by reading x once. raises ValueError on a wrong shape, dtype or device
     """
@@ -182,7 +183,10 @@ def times(x, v, cols=None):
     checks.tensor("v", v, (d,) if v.ndim == 1 else (d, None), (torch.float64,), ("x", x))
     rows = _rows(x, cols)
     m, count = len(rows), 1 if v.ndim == 1 else v.shape[1]
-    out = torch.zeros((m, *v.shape[1:]), dtype=torch.float64, device=x.device)
+    if out is None:
+        out = torch.zeros((m, *v.shape[1:]), dtype=torch.float64, device=x.device)
+    else:
+        checks.tensor("out", out, (m, *v.shape[1:]), (torch.float64,), ("x", x))
     if m and count and d:
         config = CONFIGS[count if count < 3 else 16]
         tiles_c = triton.cdiv(count, config.block_b)

@@ -220,6 +220,41 @@ def _columns_kernel(
     tl.store(OUT + a[:, None] * stride_out + b[None, :], q, mask=inside)
 
 
+@triton.jit
+def _raise_kernel(
+    A,  # (n, d) fp16 | bf16 | fp32, last dimension contiguous; candidates
+    B,  # (size_b, d) as A; represented rows
+    PICK,  # (1,) int64: a candidate; below 0 nothing is done
+    A_SQUARES,  # (n,) fp32, or None
+    B_SQUARES,  # (size_b,) fp32, or None
+    LEVEL,  # (size_b,) int32, raised in place
+    size_b,
+    d,
+    factor,  # fp32
+    stride_a,
+    stride_b,
+    KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    EMULATE: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pick = tl.load(PICK)
+    if pick >= 0:
+        # A tile of which one column is wanted: products of a pair have the same bits in tiles alone.
+        rows_a = tl.zeros((BLOCK_A,), dtype=tl.int64) + pick
+        b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)  # (BLOCK_B,)
+        rows_b = gather(None, b, size_b)
+        acc = dots(
+            A, B, rows_a, rows_b, d, stride_a, stride_b, PRECISION, EVEN_K, EMULATE, BLOCK_A, BLOCK_B, BLOCK_K
+        )
+        q = quanta(acc, squares_of(A_SQUARES, rows_a), squares_of(B_SQUARES, rows_b), factor, KIND)
+        level = tl.load(LEVEL + b, mask=b < size_b, other=0)
+        tl.store(LEVEL + b, tl.maximum(level, tl.max(q, axis=0)), mask=b < size_b)  # all rows of q are one
+
+
 def totals(x, y, form, *, weights=None, cols=None, x_squares=None, y_squares=None):
     """Weighted column sums of similarities: out[j] = sum_i w_i q_ij, s_ij in quanta q_ij of 2^-22. Exact sums.
 
@@ -239,15 +274,33 @@ def totals(x, y, form, *, weights=None, cols=None, x_squares=None, y_squares=Non
     return sweep("total", y, x, form, None, weights, cols, y_squares, x_squares)
 
 
-def excess(x, y, level, form, *, weights=None, cols=None, x_squares=None, y_squares=None):
+def excess(x, y, level, form, *, weights=None, cols=None, x_squares=None, y_squares=None, out=None):
     """Gains of facility location: out[j] = sum_i w_i max(q_ij - level_i, 0), in quanta. Exact sums.
 
     level      (r,) int32 in [0, 2^22] (not checked), quanta: the best similarity of row i so far
+    out        (m,) int64 to which the sums are added; None: a new one
     The other arguments, cost and errors are those of `totals`.
     source: design brief, 2 (facility location), 3.0 and 3.3
     """
     check_pair(x, y)
-    return sweep("excess", y, x, form, level, weights, cols, y_squares, x_squares)
+    return sweep("excess", y, x, form, level, weights, cols, y_squares, x_squares, out)
+
+
+def raise_level(x, y, pick, level, form, *, x_squares=None, y_squares=None):
+    """Raise the level by one candidate, in place: level[i] = max(level[i], q of row i and candidate `pick`).
+
+    pick   (1,) int64 on the device, in [0, n) (not checked), or below 0: then nothing is done
+    level  (r,) int32 quanta, changed
+    x, y, form, x_squares, y_squares and errors as in `totals`; reads x once. The host waits for nothing.
+    """
+    r, _ = check_pair(x, y)
+    checks.tensor("pick", pick, (1,), (torch.int64,), ("x", x))
+    checks.tensor("level", level, (r,), (torch.int32,), ("x", x))
+    config = launch_config("columns", y, x, form)
+    pair = pair_arguments(y, x, form, config, y_squares, x_squares)
+    if r:
+        programs = triton.cdiv(r, config.block_b)
+        launch.run(_raise_kernel, programs, config, x, **pair, PICK=pick, LEVEL=level, size_b=r)
 
 
 def columns(x, y, cols, form, *, x_squares=None, y_squares=None, out=None):
@@ -294,14 +347,16 @@ def row_min(x, y, form, *, x_squares=None, y_squares=None):
     return sweep("min", x, y, form, None, None, None, x_squares, y_squares)
 
 
-def sweep(reduce, a, b, form, level, weights, index, a_squares, b_squares):
+def sweep(reduce, a, b, form, level, weights, index, a_squares, b_squares, out=None):
     """Reduce ("total", "excess", "count", "max", "min") over the rows of b, into those of a (or its rows `index`)."""
     size_a, size_b = checks.columns(index, a.shape[0], ("x", b)), b.shape[0]
     if level is not None:
         checks.tensor("level", level, (size_b,), (torch.int32,), ("x", b))
     if weights is not None:
         checks.tensor("weights", weights, (size_b,), (torch.int64,), ("x", b))
-    if reduce in ("max", "min"):
+    if out is not None:
+        checks.tensor("out", out, (size_a,), (torch.int64,), ("x", b))
+    elif reduce in ("max", "min"):
         start = 0 if reduce == "max" else ONE
         out = torch.full((size_a,), start, dtype=torch.int32, device=a.device)
     else:

@@ -7,12 +7,12 @@ tie_break="high". Comparing gains alone would go wrong on copies.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from smartgpu.checkpoint import Checkpoint
-from smartgpu.constraints import Constraint
+from smartgpu.constraints import Constraint, Goal
 from smartgpu.objectives import State
 
 CLOSED = -np.inf
@@ -87,6 +87,11 @@ class Picker:
         enough = self.until is not None and self.reached >= self.until - 1e-12 * abs(self.until)
         return enough or self.constraint.done or not self.constraint.open.any()
 
+    def goal(self, order: Order) -> Goal:
+        """What is left to pick."""
+        until = np.inf if self.until is None else self.until - 1e-12 * abs(self.until)
+        return replace(self.constraint.goal, low=order.low, reached=self.reached, until=until)
+
     def take(self, j: int, gain: float) -> None:
         self.constraint.take(j)
         self.run.indices.append(j)
@@ -116,12 +121,15 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
     among them for as long as the best fresh gain beats every bound outside, ties by index included.
     """
     constraint, run = picker.constraint, picker.run
+    if resident(state, picker, order):
+        return
     known = Bounds(state, constraint)
     size = first = state.reach
     batch = None
     while not picker.done:
         del batch  # its columns, before others are kept
-        known.improve()
+        if known.improve() and resident(state, picker, order):
+            return
         cols = order.top(known.now(), min(size, state.max_batch))
         better = state.screen(cols) if len(cols) > state.active else None
         if better is not None:
@@ -149,6 +157,18 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
             known.advance(picks)
             known.set(cols, batch.gains)
         size = max(first, 2 * picks) if picks else 2 * size
+
+
+def resident(state: State, picker: Picker, order: Order) -> bool:
+    """Leave the picks to the backend's own loop, where there is one for this state: the same picks as lazy()."""
+    looks = state.resident(picker.goal(order))
+    if looks is None:
+        return False
+    for found in looks:
+        picker.run.evaluations += found.evaluations
+        for j, gain in zip(found.indices.tolist(), found.gains.tolist(), strict=True):
+            picker.take(j, gain)
+    return True
 
 
 class Bounds:
@@ -181,12 +201,13 @@ class Bounds:
             out[cols] = gains
         return out
 
-    def improve(self) -> None:
+    def improve(self) -> bool:
         """Take the state's better bounds, where it has some."""
         better = self.state.improve()
         if better is not None:
             bounds, fresh = better
             self._reset(bounds if fresh else np.minimum(bounds, self.now()), fresh)
+        return better is not None
 
     def lower(self, cols: np.ndarray, bounds: np.ndarray) -> None:
         """Better upper bounds of cols, now. For states without slack."""

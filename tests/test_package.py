@@ -146,7 +146,7 @@ MAY_IMPORT = (
     # opened by name only: nothing that `import smartgpu` loads imports these
     *(
         (f"smartgpu/backends/{name}.py", {"smartgpu", "numpy", "torch"})
-        for name in ("triton", "device", "entries")
+        for name in ("triton", "device", "entries", "resident")
     ),
     ("smartgpu/**/*.py", {"smartgpu", "numpy"}),
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip
@@ -164,8 +164,8 @@ LAYERS = {
     "checkpoint": {"files"},
     "selection": {"files", "version"},
     "options": {"similarity", "backends"},  # the names that they list
-    "backends": {"similarity", "backends", "workers", "kernels"},
-    "objectives": {"similarity", "objectives", "backends", "workers", "checkpoint"},
+    "backends": {"similarity", "backends", "workers", "kernels", "constraints"},
+    "objectives": {"similarity", "objectives", "backends", "workers", "checkpoint", "constraints"},
     "maximize": {"constraints", "objectives", "checkpoint"},
 }
 

@@ -327,10 +327,11 @@ def test_a_checkpoint_goes_on(rng, tmp_path):
 
 
 def test_memory_changes_no_pick(rng, monkeypatch):
-    from smartgpu.backends.triton import Survivors, TritonBackend
+    from smartgpu.backends.resident import Excesses
+    from smartgpu.backends.triton import Survivors
 
     used = set()
-    for owner, name in ((TritonBackend, "accept"), (Survivors, "accept"), (Survivors, "compact")):
+    for owner, name in ((Excesses, "_dense"), (Excesses, "_sparse"), (Survivors, "compact")):
         method = getattr(owner, name)
         spy = lambda self, *a, key=(owner, name), method=method: used.add(key) or method(self, *a)  # noqa: E731
         monkeypatch.setattr(owner, name, spy)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from smartgpu.backends import gpu
+from smartgpu.backends import gpu, resident
 from smartgpu.backends.linear import in_order
+from smartgpu.constraints import Goal
 from smartgpu.kernels import linear
 from smartgpu.kernels.similarity import Form, round_to_tf32
 from smartgpu.similarity import (
@@ -265,6 +266,10 @@ class LinearFeatures:
         """Rows whose products will be asked for again and again."""
         return Held(self, cols)
 
+    def loop(self, goal: Goal, **cut) -> resident.Cuts:
+        """Graph cut's picks, many at a time."""
+        return resident.Cuts(self, goal, **cut)
+
     def quadratic(self, g: np.ndarray) -> np.ndarray:
         """x_j' g x_j for all rows: (n,) float64, g (d, d). For bounds, where the last bit is free."""
         out, g = torch.empty(len(self.x), dtype=torch.float64, device=self.device), self._put(g)
@@ -400,6 +405,10 @@ class Span:
         """y_j . y_j, (u,) float64."""
         out = linear.squares(self.x, self.first) * self.factors[self.first].square()
         return (out if self.last is None else out + self.last**2).cpu().numpy()
+
+    def loop(self, goal: Goal, row: np.ndarray, residual: np.ndarray, **volume) -> resident.Volumes:
+        """Log-determinant's picks, many at a time. row (n,): the number in `first` of each candidate's row."""
+        return resident.Volumes(self, goal, residuals=residual[row], **volume)
 
     def remember(self, v: np.ndarray, at: np.ndarray, size: int) -> None:
         """Keep vectors v (c, d) at places `at` (c,) of `size`, for falls(), in the stead of what was there."""

@@ -7,12 +7,14 @@ the caller's current stream. In Triton's interpreter (TRITON_INTERPRET=1) the te
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from smartgpu.backends import QUANTUM, device
+from smartgpu.backends import QUANTUM, device, resident
 from smartgpu.backends.entries import Dense, Stored
+from smartgpu.constraints import Goal
 from smartgpu.kernels import compiling, greedy, neighbours, similarity, survivors, sweeps, walk
 from smartgpu.similarity import Matrix, MaxMinusSqeuclidean, Similarity
 
@@ -284,6 +286,14 @@ class TritonBackend:
 
     def accept(self, kept: Kept, b: int, level: torch.Tensor) -> None:
         greedy.update(kept.columns, b, level, kept.sums, weights=kept.weights)
+
+    def loop(
+        self, level: torch.Tensor, weights: torch.Tensor | None, scale: float, goal: Goal, sparse: Any
+    ) -> resident.Excesses | None:
+        """The backend's own loop of picks; None while it would need tiles that a given matrix does not have."""
+        if sparse is None and not isinstance(self.source, Tiles):
+            return None
+        return resident.Excesses(self, level, weights, scale, goal)
 
     def estimate_survivors(self, level: torch.Tensor) -> float:
         """About how many pairs have q_ij > level_i: counted on evenly spaced rows."""

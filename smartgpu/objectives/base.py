@@ -7,6 +7,7 @@ gains and takes picks. Maximizers know states only.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 from smartgpu.backends import Backend, find_backend, open_backend
 from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.checkpoint import fingerprint
+from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.cost import Cost, Shape
 from smartgpu.similarity import Geometry, Matrix, Similarity
 from smartgpu.workers import Workers
@@ -55,6 +57,9 @@ class State(Protocol):
     ) -> tuple[np.ndarray, bool] | None: ...  # better bounds, where work since has made them cheap
     def evaluate(self, cols: np.ndarray) -> Batch: ...  # cols (m,) int64, distinct
     def add(self, cols: np.ndarray) -> None: ...  # commit rows in this order
+    def resident(
+        self, goal: Goal
+    ) -> Iterator[Found] | None: ...  # picks of the backend's own loop, committed; None where it has none
     def value(self) -> float: ...  # f(S)
     def total(self) -> float: ...  # f(V), what choosing everything would give
 
@@ -71,6 +76,9 @@ class Eager:
         return self.gains(), True
 
     def improve(self) -> None:
+        return None
+
+    def resident(self, goal: Goal) -> None:
         return None
 
 
@@ -147,6 +155,11 @@ class Ground:
         """What similarities were made of: by the backends, and where features stay with one, in its algebra as well."""
         prepared = [g.dtype for g in self._geometry.values() if self.engine.remote]
         return sorted({*prepared, *(b.dtype for b in self._backends.values())})
+
+    def check_inputs(self) -> None:
+        """ValueError where tensors that are used in place were changed since."""
+        for geometry in self._geometry.values():
+            self.engine.check_inputs(geometry)
 
     @property
     def opened(self) -> list[Backend]:

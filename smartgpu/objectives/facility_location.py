@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from smartgpu.backends import QUANTUM, STORE_ALL, footprint
+from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.base import Ground, Objective, per_row
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
@@ -176,6 +178,25 @@ class FacilityLocationState:
         if self.cheap is not None and self.picks > self.bounded:
             return self.bounds()
         return None
+
+    def resident(self, goal: Goal) -> Iterator[Found] | None:
+        start = getattr(self.backend, "loop", None)
+        loop = start and start(self.level, self.weights, self.scale, goal, self.sparse)
+        return loop and self._resident(loop)
+
+    def _resident(self, loop: Any) -> Iterator[Found]:
+        loop.bound(*self.bounds())
+        while not loop.done:
+            better = self.improve()
+            if better is not None:
+                loop.bound(*better)
+            # until survivors are thought of again, and a little before cheap bounds may be better than what is known
+            share = START_AFTER / 2 if self.cheap is not None else self.next_check - self.spent
+            found = loop.advance(self.sparse, max(share, START_AFTER / 2))
+            self.picks += len(found.indices)
+            if self.sparse is None:
+                self.spent += found.evaluations / self.n
+            yield found
 
     def _build(self) -> None:
         self.sparse = self.backend.survivors(self.level, self.weights)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from smartgpu.backends import footprint
+from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.base import Eager, Ground, Objective, State
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Matrix, Similarity
@@ -135,6 +137,19 @@ class LinearGraphCut(Eager):
         for j in cols:
             self.picked += self.features.rows(j)
         self.count += len(cols)
+
+    def resident(self, goal: Goal) -> Iterator[Found] | None:
+        loop = getattr(self.features, "loop", None)
+        return None if loop is None else self._resident(loop, goal)
+
+    def _resident(self, start: Callable, goal: Goal) -> Iterator[Found]:
+        names = ("whole", "picked", "own", "a", "b", "r", "lam", "unit", "count", "slack", "margin")
+        loop = start(goal, **{name: getattr(self, name) for name in names})
+        loop.bound(*self.bounds())
+        while not loop.done:
+            found = loop.advance()
+            self.picked, self.count = loop.sum(), self.count + len(found.indices)
+            yield found
 
     def value(self) -> float:
         joint = self.a * (self.whole @ self.picked) + self.b * self.r * self.count

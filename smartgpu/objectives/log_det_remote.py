@@ -5,8 +5,11 @@ The formulas, what is kept and when it is refreshed are those of log_det.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.base import Ground
 from smartgpu.objectives.log_det import PICKS, CholeskyLogDet, LogDet, WoodburyLogDet
 
@@ -17,12 +20,13 @@ class RemoteWoodburyLogDet(WoodburyLogDet):
     def _first_residuals(self) -> np.ndarray:
         self.span = self.wide.span(self.unit * self.a, self.unit * self.b, self.first)
         self.known = 0  # falls that the span has as well
+        self.since = 0  # the first pick whose fall was kept here
         return self.lam + self.span.own()
 
     def _fresh(self, rows: np.ndarray) -> np.ndarray:
         t, limit = len(self.picks), len(self.falls) // 2
         behind = t - self.stamp[rows]
-        far = behind > limit
+        far = (behind > limit) | (self.stamp[rows] < self.since)
         out = np.empty(len(rows))
         if far.any():
             self._settle(t)
@@ -36,6 +40,26 @@ class RemoteWoodburyLogDet(WoodburyLogDet):
             newest = np.arange(t - 1, t - 1 - int(behind[near].max()), -1) % ring
             out[near] = self.residual[rows[near]] - self.span.falls(rows[near], behind[near], newest)
         return np.maximum(out, self.lam)
+
+    def resident(self, goal: Goal) -> Iterator[Found] | None:
+        return None if self.span.loop is None else self._resident(goal)
+
+    def _resident(self, goal: Goal) -> Iterator[Found]:
+        t = len(self.picks)
+        self._settle(t)
+        names = ("lam", "q", "top", "margin")
+        loop = self.span.loop(
+            goal, self.inverse, self.residual, **{name: getattr(self, name) for name in names}
+        )
+        loop.bound(*self.bounds())
+        while not loop.done:
+            found = loop.advance()
+            self.picks += self.inverse[found.indices].tolist()
+            if loop.done:
+                self.q, self.in_q, self.since = loop.inverse(), len(self.picks), len(self.picks)
+                # log det(s_SS + lam I) = log det(lam I + Y_S' Y_S) + (|S| - d) log lam, and Q = lam (...)^-1
+                self.log_value = len(self.picks) * np.log(self.lam) - float(np.linalg.slogdet(self.q)[1])
+            yield found
 
     def _fall(self, near: np.ndarray, fall: np.ndarray) -> np.ndarray:
         return self.span.fall(near, fall)

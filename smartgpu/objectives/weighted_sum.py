@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
+from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.base import Batch, Ground, Objective, State
 from smartgpu.objectives.cost import Cost, Part, Shape
+from smartgpu.objectives.modular import ModularState
 from smartgpu.similarity import Matrix, Similarity
 
 
@@ -99,6 +102,27 @@ class WeightedSumState:
     def add(self, cols: np.ndarray) -> None:
         for _, state in self.terms:
             state.add(cols)
+
+    def resident(self, goal: Goal) -> Iterator[Found] | None:
+        """One term's loop, where the others are modular: at most one of them behind it, so that sums have one order."""
+        fixed = [isinstance(state, ModularState) for _, state in self.terms]
+        if fixed.count(False) != 1 or len(fixed) - fixed.index(False) > 2:
+            return None
+        at = fixed.index(False)
+        before, after = (
+            _sum([(c, s.scores) for c, s in terms], self.n) if terms else None
+            for terms in (self.terms[:at], self.terms[at + 1 :])
+        )
+        weight, state = self.terms[at]
+        looks = state.resident(replace(goal, weight=weight, before=before, after=after))
+        return None if looks is None else self._resident(looks)
+
+    def _resident(self, looks: Iterator[Found]) -> Iterator[Found]:
+        for found in looks:
+            for _, state in self.terms:
+                if isinstance(state, ModularState):
+                    state.add(found.indices)
+            yield found
 
     def value(self) -> float:
         return float(sum(c * s.value() for c, s in self.terms))
