@@ -1,4 +1,4 @@
-"""Cases of the benchmark: what is selected from which pool. Later benchmarks (GPU, many processes) select from here."""
+"""Cases of the benchmark, on the CPU and on a GPU: what is selected from which pool, and in what time it must be."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = {"facility_location": "fl", "graph_cut": "gc", "log_det": "ld"}
+SHORT = {"facility_location": "fl", "graph_cut": "gc", "log_det": "ld", "facility_location_quality": "flq"}
+FL, GC, LD, FLQ = SHORT
 PARAMETERS: dict[str, dict[str, float]] = {
-    "facility_location": {},
-    "graph_cut": {"lam": 0.4},  # SMART's task stage
-    "log_det": {"lam": 1.0},
+    FL: {},
+    GC: {"lam": 0.4},  # SMART's task stage
+    LD: {"lam": 1.0},
+    # f / n = (1 - alpha) mean coverage of the pool + alpha mean quality of the chosen; QDIT's published alpha
+    FLQ: {"alpha": 0.7},
 }
 ALPACA_ROWS = 52_002
 BLOCK = 8192  # rows drawn from one seed: the first rows of a pool are the same for every n
@@ -23,7 +26,14 @@ CLUSTERS = 200
 
 @dataclass(frozen=True)
 class Case:
-    """k rows of an (n, d) float32 pool, cosine. providers: who runs it, None is everyone who knows the objective."""
+    """k rows of an (n, d) pool, cosine.
+
+    providers  who runs it; None is everyone who knows the objective
+    where      "host": the input is a float32 array; "device": a float16 tensor on the GPU, so that no transfer is timed
+    memory     what a selection on the GPU is told that it may take there; None is its default
+    must       seconds that it may take on one H200; None: it is only reported
+    expect     seconds that it is given when the time left is planned and nothing like it was measured yet
+    """
 
     objective: str
     pool: str
@@ -33,23 +43,33 @@ class Case:
     similarity: str = "cosine"
     seed: int = 0
     providers: tuple[str, ...] | None = None
+    where: str = "host"
+    memory: str | None = None
+    must: float | None = None
+    expect: float = 3.0
 
     @property
     def name(self) -> str:
-        return f"{SHORT[self.objective]}_{self.pool}_n{self.n}_d{self.d}_k{self.k}"
+        parts = [SHORT[self.objective], self.pool, f"n{self.n}", f"d{self.d}", f"k{self.k}"]
+        parts += ["device"] if self.where == "device" else []
+        return "_".join(parts + ([self.memory.lower()] if self.memory else []))
 
     @property
     def parameters(self) -> dict[str, float]:
         return PARAMETERS[self.objective]
 
+    @property
+    def quality_weight(self) -> float:
+        """Of each row's quality: alpha n / k, so that both sums are means times n."""
+        return self.parameters["alpha"] * self.n / self.k
+
     def describe(self) -> dict[str, Any]:
-        names = ("objective", "pool", "n", "d", "k", "similarity", "seed")
+        names = ("objective", "pool", "n", "d", "k", "similarity", "seed", "where", "memory")
         return {"case": self.name, **{name: getattr(self, name) for name in names}, **self.parameters}
 
 
 OURS = ("smartgpu-numpy",)
 GREEDY = ("blas", *OURS, "apricot-lazy", "submodlib")
-FL, GC, LD = SHORT
 
 # Small first: a provider whose cost is known to grow as k n^2 is stopped by what it took on an earlier case.
 CASES: tuple[Case, ...] = (
@@ -94,16 +114,44 @@ QUICK: tuple[Case, ...] = (
 )
 
 
-ON_DEVICE = ("smartgpu-triton", "torch-cuda")
-DEVICE_CASES: tuple[Case, ...] = (  # of bench/gpu.py
-    Case(FL, "alpaca", 10_000, 1_000, providers=ON_DEVICE),
-    Case(GC, "alpaca", 10_000, 1_000, providers=ON_DEVICE),
-    Case(LD, "alpaca", 10_000, 1_000, providers=ON_DEVICE),
-    Case(FL, "alpaca", ALPACA_ROWS, 5_000, providers=ON_DEVICE),
-    Case(GC, "alpaca", ALPACA_ROWS, 5_000, providers=ON_DEVICE),
-    Case(LD, "alpaca", ALPACA_ROWS, 5_000, providers=ON_DEVICE),
-    Case(FL, "gaussian", 100_000, 1_000, d=1024, providers=("smartgpu-triton",)),
-    Case(FL, "gaussian", 1_000_000, 10_000, providers=("smartgpu-triton",)),
+TRITON = "smartgpu-triton"
+DENSE = ("torch-naive", "torch-incremental", "torch-blocked")  # what a user would write in torch
+
+
+def _large(objective: str, n: int, k: int, pool: str = "gaussian", **more: Any) -> Case:
+    return Case(objective, pool, n, k, providers=(TRITON,), where="device", **more)
+
+
+FL50 = Case(FL, "alpaca", 50_000, 5_000, providers=(TRITON, *DENSE), where="device")
+MILLION = 1_000_000
+
+# Of bench/gpu.py, the shortest first: what is measured before the time is over counts. The bars are for one H200.
+DEVICE_CASES: tuple[Case, ...] = (
+    Case(FL, "alpaca", 10_000, 1_000, providers=(TRITON, "torch-naive", "torch-incremental")),
+    Case(GC, "alpaca", 10_000, 1_000, providers=(TRITON, "torch-cuda")),
+    Case(LD, "alpaca", 10_000, 1_000, providers=(TRITON, "torch-cuda")),
+    _large(GC, MILLION, 10_000, must=0.3),
+    _large(LD, MILLION, 10_000, must=1.0),
+    _large(FL, 100_000, 10_000, d=768, must=0.7),
+    FL50,
+    Case(FL, "alpaca", ALPACA_ROWS, 5_000, providers=(TRITON,)),
+    Case(GC, "alpaca", ALPACA_ROWS, 5_000, providers=(TRITON, "torch-cuda")),
+    Case(LD, "alpaca", ALPACA_ROWS, 5_000, providers=(TRITON, "torch-cuda")),
+    _large(FL, MILLION, 10_000, memory="80GB", must=8.0),
+    _large(FL, MILLION, 100_000, memory="80GB", must=10.0),
+    _large(FL, MILLION, 10_000, memory="40GB", must=11.0),
+    _large(FL, MILLION, 100_000, memory="40GB", must=13.0),
+    _large(FLQ, 939_000, 50_000, d=768, memory="120GB", must=20.0),
+    _large(FL, MILLION, 10_000, "isotropic", memory="80GB", expect=40.0),
+)
+
+# Of its rehearsal in Triton's interpreter: every path of the above, on pools that take a second or so.
+TINY: dict[str, Any] = {"d": 32, "where": "device", "memory": "1GB"}
+REHEARSAL: tuple[Case, ...] = (
+    Case(GC, "alpaca", 64, 4, providers=(TRITON, "torch-cuda")),
+    Case(LD, "gaussian", 64, 4, providers=(TRITON, "torch-cuda"), **TINY),
+    Case(FL, "gaussian", 96, 6, providers=(TRITON, *DENSE), **TINY),
+    Case(FLQ, "isotropic", 96, 6, providers=(TRITON,), **TINY),
 )
 
 
@@ -126,36 +174,52 @@ def write_pool(case: Case, path: Path) -> None:
     out.flush()
 
 
-def _gaussian(case: Case):
-    """Mean and covariance of the Alpaca embeddings (d = 384, data there). Otherwise a stand-in with what was measured
+def quality(case: Case) -> np.ndarray:
+    """(n,) float64 in [0, 1), seeded: the made-up quality of each row."""
+    return np.random.default_rng([case.seed, 3]).random(case.n)
+
+
+def gaussian(d: int, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """(root (d, d), mean (d,), source) of the pool gaussian: its rows are z root + mean, z standard normal.
+
+    Mean and covariance of the Alpaca embeddings (d = 384, data there). Otherwise a stand-in with what was measured
     on them: |mean|^2 = 0.093, the i-th largest variance proportional to i^-0.93, all variances together 0.907."""
-    d = case.d
     if d == 384 and alpaca_path().is_file():
         x = np.load(alpaca_path()).astype(np.float64)
         mean, (variances, axes) = x.mean(axis=0), np.linalg.eigh(np.cov(x.T, bias=True))
         root = (axes * np.sqrt(np.maximum(variances, 0))).T
+        source = "Gaussian, mean and covariance of alpaca/minilm.npy"
     else:
-        rng = np.random.default_rng([case.seed, d, 1])
+        rng = np.random.default_rng([seed, d, 1])
         mean = rng.standard_normal(d)
         mean *= np.sqrt(0.093) / np.linalg.norm(mean)
         variances = np.arange(1, d + 1) ** -0.93
         root = np.sqrt(variances * 0.907 / variances.sum())[:, None] * _axes(rng, d)
-    root32, mean32 = root.astype(np.float32), mean.astype(np.float32)
-    return lambda rng, m: rng.standard_normal((m, d), np.float32) @ root32 + mean32
+        source = "Gaussian, |mean|^2 0.093, variances as i^-0.93"
+    return root.astype(np.float32), mean.astype(np.float32), source
+
+
+def _gaussian(case: Case):
+    root, mean, _ = gaussian(case.d, case.seed)
+    return lambda rng, m: rng.standard_normal((m, case.d), np.float32) @ root + mean
 
 
 def _axes(rng: np.random.Generator, d: int) -> np.ndarray:
     return np.linalg.qr(rng.standard_normal((d, d)))[0]
 
 
+def centres(d: int, seed: int) -> np.ndarray:
+    """(CLUSTERS, d) float32 of norm 1"""
+    out = np.random.default_rng([seed, d, 2]).standard_normal((CLUSTERS, d)).astype(np.float32)
+    return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+
 def _clusters(case: Case):
     """CLUSTERS centres of norm 1, noise of norm about 1 around them: cosines of about 0.5 inside a cluster."""
-    d = case.d
-    centres = np.random.default_rng([case.seed, d, 2]).standard_normal((CLUSTERS, d)).astype(np.float32)
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    d, middle = case.d, centres(case.d, case.seed)
     noise = np.float32(d**-0.5)
     return lambda rng, m: (
-        centres[rng.integers(0, CLUSTERS, m)] + noise * rng.standard_normal((m, d), np.float32)
+        middle[rng.integers(0, CLUSTERS, m)] + noise * rng.standard_normal((m, d), np.float32)
     )
 
 

@@ -1,14 +1,14 @@
 """f(S) in float64 from the definition, and the gate: is this the greedy selection? Shares no code with the package.
 
-No n x n array: rows are normalised and multiplied in blocks. Cosine only, with unit rows u_i (0 where a row is zero):
-s_ij = u_i.u_j <= s_ii, so that every chosen row is its own best representative.
+No n x n array: rows are normalised and multiplied in blocks, by numpy here and by torch in device.py. Cosine only, with
+unit rows u_i (0 where a row is zero): s_ij = u_i.u_j <= 1.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from bench.cases import FL, GC, LD, Case
+from bench.cases import FL, FLQ, GC, LD, Case, quality
 
 BLOCK = 4096
 POSITIONS = 20  # picks that are checked
@@ -21,33 +21,71 @@ REFERENCE_WORK = 4e8  # picks x pairs for the naive float64 reference
 
 
 class Pool:
-    """Unit rows in float64, made in blocks when asked for.
+    """Unit rows in float64, made in blocks when asked for, and what the objectives need of them.
 
-    halves: rounded to float16, as tensor cores get them. pair is the error of one similarity: products of float16 are
-    exact, but a tensor core cuts off a bit in every step of 16, which is a bias.
+    halves: rounded to float16, as tensor cores get them, by way of float32, as torch does. pair is the error of one
+    similarity: products of float16 are exact, but a tensor core cuts off a bit in every step of 16, which is a bias.
+    A rounded row's length is 1 only to five digits: a cosine beyond 1 is 1, and where `again` rows are normalised once
+    more, as log-determinant does.
     """
 
-    def __init__(self, x: np.ndarray, halves: bool = False):
-        self.x, self.n, self.d = x, *x.shape
-        self.halves = halves
+    def __init__(self, x, halves: bool = False, again: bool = False):
+        self.x, (self.n, self.d) = x, x.shape
+        self.halves, self.again = halves, again
         self.pair = max(PAIR, (self.d / 16 + 2) * 2.0**-23) if halves else PAIR
 
     def unit(self, rows: np.ndarray | slice) -> np.ndarray:
-        y = np.asarray(self.x[rows], np.float64)
-        norms = np.linalg.norm(y, axis=1, keepdims=True)
-        y = np.divide(y, norms, out=np.zeros_like(y), where=norms > 0)
-        return y.astype(np.float16).astype(np.float64) if self.halves else y
+        y = _normed(np.asarray(self.x[rows], np.float64))
+        if self.halves:
+            y = y.astype(np.float32).astype(np.float16).astype(np.float64)
+        return _normed(y) if self.halves and self.again else y
 
-    def blocks(self, rows: np.ndarray | None = None):
-        """(row numbers, unit rows) of all rows, or of `rows`."""
-        rows = np.arange(self.n) if rows is None else rows
+    def blocks(self, rows: np.ndarray):
         for i in range(0, len(rows), BLOCK):
-            yield rows[i : i + BLOCK], self.unit(rows[i : i + BLOCK])
+            yield slice(i, min(i + BLOCK, len(rows))), self.unit(rows[i : i + BLOCK])
+
+    def total(self, rows: np.ndarray) -> np.ndarray:
+        """sum_i u_i, (d,)"""
+        return sum((y.sum(axis=0) for _, y in self.blocks(rows)), np.zeros(self.d))
+
+    def gram(self, rows: np.ndarray) -> np.ndarray:
+        """sum_i u_i u_i', (d, d)"""
+        return sum((y.T @ y for _, y in self.blocks(rows)), np.zeros((self.d, self.d)))
+
+    def own(self, rows: np.ndarray) -> np.ndarray:
+        """s_ii, (m,)"""
+        return np.concatenate([np.minimum(np.square(y).sum(axis=1), 1) for _, y in self.blocks(rows)])
+
+    def nearest(self, rows: np.ndarray, picks: np.ndarray) -> np.ndarray:
+        """max_{j in picks} s_ij for i in rows, (m,)"""
+        out = np.full(len(rows), -1.0)
+        for start in range(0, len(picks), BLOCK):
+            chosen = self.unit(picks[start : start + BLOCK]).T
+            for part, y in self.blocks(rows):
+                out[part] = np.maximum(out[part], (y @ chosen).max(axis=1))
+        return np.minimum(out, 1, out=out)
+
+    def excess(self, rows: np.ndarray, level: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """sum_{i in rows} max(s_ij - level_i, 0) for j in cols, and how many terms are not 0; level is theirs, (m,)"""
+        gains, pairs, chosen = np.zeros(len(cols)), np.zeros(len(cols)), self.unit(cols).T
+        for part, y in self.blocks(rows):
+            over = y @ chosen
+            if self.halves:
+                np.minimum(over, 1, out=over)
+            over -= level[part, None]
+            pairs += np.count_nonzero(over > 0, axis=0)
+            gains += np.maximum(over, 0, out=over).sum(axis=0)
+        return gains, pairs
 
 
-def value(case: Case, x: np.ndarray, chosen: np.ndarray) -> float:
+def _normed(y: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(y, axis=1, keepdims=True)
+    return np.divide(y, norms, out=np.zeros_like(y), where=norms > 0)
+
+
+def value(case: Case, x: np.ndarray, chosen: np.ndarray, make=Pool) -> float:
     """f(S) of any set of rows, whoever chose them; a row that was chosen twice counts once."""
-    return SPECS[case.objective](case, Pool(x)).value(np.unique(chosen))
+    return SPECS[case.objective](case, make(x)).value(np.unique(chosen))
 
 
 class FacilityLocation:
@@ -59,14 +97,13 @@ class FacilityLocation:
         self.open = np.ones(pool.n, bool)
 
     def add(self, picks: np.ndarray) -> None:
-        self.open[picks] = False
-        for rows, y in self.pool.blocks(picks):
-            self.level[rows] = np.square(y).sum(axis=1)  # s_ii: no chosen row needs another one
+        if not len(picks):
+            return
+        if not self.pool.halves:  # s_ij <= s_ii: no chosen row needs another one
+            self.open[picks] = False
+            self.level[picks] = self.pool.own(picks)
         others = np.flatnonzero(self.open)
-        for start in range(0, len(picks), BLOCK):
-            chosen = self.pool.unit(picks[start : start + BLOCK]).T
-            for rows, y in self.pool.blocks(others):
-                self.level[rows] = np.maximum(self.level[rows], (y @ chosen).max(axis=1))
+        self.level[others] = np.maximum(self.level[others], self.pool.nearest(others, picks))
 
     def value(self, picks: np.ndarray) -> float:
         self.add(picks)
@@ -74,13 +111,30 @@ class FacilityLocation:
 
     def gains(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gains of cols, and how far an evaluation may be off: pool.pair for every pair that counts."""
-        gains, pairs, y = np.zeros(len(cols)), np.zeros(len(cols)), self.pool.unit(cols).T
-        for rows, z in self.pool.blocks(np.flatnonzero(self.open)):
-            excess = z @ y
-            excess -= self.level[rows, None]
-            pairs += np.count_nonzero(excess > 0, axis=0)
-            gains += np.maximum(excess, 0, out=excess).sum(axis=0)
+        others = np.flatnonzero(self.open)
+        gains, pairs = self.pool.excess(others, self.level[others], cols)
         return gains, self.pool.pair * (pairs + 1)
+
+
+class Quality(FacilityLocation):
+    """f(S) = (1 - alpha) sum_i max(0, max_{j in S} s_ij) + alpha n / k sum_{j in S} q_j"""
+
+    def __init__(self, case: Case, pool: Pool):
+        super().__init__(case, pool)
+        self.share = 1 - case.parameters["alpha"]
+        self.scores = case.quality_weight * quality(case)
+        self.quality = 0.0
+
+    def add(self, picks: np.ndarray) -> None:
+        super().add(picks)
+        self.quality += float(self.scores[picks].sum())
+
+    def value(self, picks: np.ndarray) -> float:
+        return self.share * super().value(picks) + self.quality
+
+    def gains(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gains, tolerance = super().gains(cols)
+        return self.share * gains + self.scores[cols], self.share * tolerance
 
 
 class GraphCut:
@@ -88,13 +142,12 @@ class GraphCut:
 
     def __init__(self, case: Case, pool: Pool):
         self.pool, self.lam = pool, case.parameters["lam"]
-        self.whole = sum((y.sum(axis=0) for _, y in pool.blocks()), np.zeros(pool.d))
+        self.whole = pool.total(np.arange(pool.n))
         self.picked, self.count = np.zeros(pool.d), 0
 
     def add(self, picks: np.ndarray) -> None:
         self.count += len(picks)
-        for _, y in self.pool.blocks(picks):
-            self.picked += y.sum(axis=0)
+        self.picked += self.pool.total(picks)
 
     def value(self, picks: np.ndarray) -> float:
         self.add(picks)
@@ -119,8 +172,7 @@ class LogDet:
 
     def add(self, picks: np.ndarray) -> None:
         self.count += len(picks)
-        for _, y in self.pool.blocks(picks):
-            self.a += y.T @ y
+        self.a += self.pool.gram(picks)
 
     def value(self, picks: np.ndarray) -> float:
         self.add(picks)
@@ -132,22 +184,22 @@ class LogDet:
         return np.log(self.lam * (1 + inside)), np.full(len(cols), self.pool.pair)
 
 
-SPECS = {FL: FacilityLocation, GC: GraphCut, LD: LogDet}
+SPECS = {FL: FacilityLocation, GC: GraphCut, LD: LogDet, FLQ: Quality}
 
 
 def check(
-    case: Case, x: np.ndarray, picks: np.ndarray, gains: np.ndarray, halves: bool = False
+    case: Case, x, picks: np.ndarray, gains: np.ndarray, halves: bool = False, make=Pool
 ) -> tuple[str, dict]:
     """("pass" or "fail: why", details). A selection passes if it is what greedy chooses, up to rounding:
 
     k different rows; at POSITIONS picks the gain recomputed is the one reported, and at least that of every other
     candidate of a sample; the gains add up to f(S) recomputed. halves: from rows rounded to float16, as the provider
-    did. details: value, and the worst of each.
+    did. make: who multiplies, Pool or what has its methods. details: value, and the worst of each.
     """
     problem = check_shape(case, picks, gains)
     if problem:
         return f"fail: {problem}", {}
-    pool, rng = Pool(x, halves), np.random.default_rng(case.seed)
+    pool, rng = make(x, halves, case.objective == LD), np.random.default_rng(case.seed)
     state = SPECS[case.objective](case, pool)
     open_ = np.ones(case.n, bool)
     at, behind, off = 0, 0.0, 0.0
@@ -200,25 +252,30 @@ def check_shape(case: Case, picks: np.ndarray, gains: np.ndarray) -> str | None:
 def check_reference(case: Case, x: np.ndarray, picks: np.ndarray, halves: bool = False) -> str:
     """The first picks of a small pool against the reference, in float64 from the definition: "pass" or "fail: why".
 
-    Every pick has the best gain, and f(S) is that of the reference's own greedy run, unless a tie let the two part ways
-    (log-determinant of cosines starts with one: every row has the same first gain).
+    x is the pool, or its first rows. Every pick has the best gain, and f(S) is that of the reference's own greedy run,
+    unless a tie let the two part ways (log-determinant of cosines starts with one: all rows have the same first gain).
     """
+    from bench.providers import specification
     from smartgpu import reference
-    from smartgpu.objectives import as_objective
     from smartgpu.similarity import as_similarity
 
     k = int(min(len(picks), max(REFERENCE_WORK // len(x) ** 2, 1)))
-    pool = Pool(x, halves)
+    pool, kind = Pool(x, halves, case.objective == LD), case.similarity
+    tolerance = pool.pair if case.objective == LD else pool.pair + SUMMED * len(x)
     if halves:
-        x = pool.unit(slice(None))
-    spec, kind = as_objective(case.objective), as_similarity("dot" if halves else case.similarity)
-    spec = type(spec)(**case.parameters)
+        unit = pool.unit(slice(None))
+        x, kind = (
+            np.minimum(unit @ unit.T, 1) if case.objective in (FL, FLQ) else unit @ unit.T,
+            "precomputed",
+        )
+        if case.objective in (FL, FLQ):  # a bias: errors of many pairs do not cancel
+            tolerance = pool.pair * len(x)
+    kind, spec = as_similarity(kind), specification(case, len(x))
     problem, parted = reference.Problem(x, kind, spec), False
     open_ = np.ones(len(x), bool)
     for t in range(k):
         gains = np.where(open_, problem.gains(picks[:t]), -np.inf)
         mine = gains[picks[t]]
-        tolerance = pool.pair if case.objective == LD else pool.pair + SUMMED * len(x)
         if mine < gains.max() - tolerance:
             return f"fail: pick {t} of {len(x)} rows has gain {mine:.9g}, the reference's best is {gains.max():.9g}"
         open_[picks[t]] = False

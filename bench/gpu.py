@@ -1,175 +1,429 @@
-"""Everything that needs a GPU, in one command of under ten minutes: tests, kernels against their floors, selections.
+"""Everything that needs a GPU, in one command of under eight minutes from cold.
 
-python bench/gpu.py [--out FILE] [--skip-tests] [--rows N] [--seconds S]
+python bench/gpu.py --out DIR [--seconds S] [--only STAGE ...] [--cases PATTERN ...]
+python bench/gpu.py --out DIR --rehearse
 
-1. the tests that carry the mark `gpu`;
-2. every dense kernel of smartgpu.kernels, timed by CUDA events, against what the device can do, measured in the same
-   run: its rate for 16-bit (or tf32) matrix products and its copy bandwidth;
-3. whole selections on the device (bench/run.py's harness, with its gate) beside plain torch on the same device.
+1. tests       those that carry the mark `gpu`, in several processes; meanwhile others compile what is timed later
+2. kernels     the device's two ceilings, and every kernel against its floor (bench/kernels.py)
+3. selections  bench/cases.py's DEVICE_CASES with bench/run.py's harness and gate, shortest first
 
-One JSON line per figure is appended to FILE. Exit status 1 where a test or a gate failed, 2 without a GPU.
+DIR/tests.jsonl, kernels.jsonl and selections.jsonl get a line for each figure the moment that it is measured. What the
+time left would not do is skipped, with a line that says so. --rehearse goes through all of it in Triton's interpreter,
+on the CPU and with tiny pools: its rows say "rehearsal" and are never judged.
+
+Exit status 0 if nothing failed, 1 if a test, a kernel, a selection or a gate did, 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.cases import DEVICE_CASES, ROOT
-from bench.machine import describe
-from bench.run import Bench, Limits
+from bench.cases import DEVICE_CASES, REHEARSAL, ROOT, TRITON, Case, quality
+from bench.machine import describe, smi
+from bench.musts import DEVICE_MUSTS, is_judged
+from bench.process import Process, Stopped
+from bench.providers import PROVIDERS
+from bench.run import Bench, Limits, Runs, append, choose
 
-FEATURES = 768
-SWEEP = (262_144, 768)  # the sweep that must reach a share of the matrix rate
-BATCH = 256  # columns that tune.calls() asks for
-
-
-def device() -> dict[str, Any]:
-    import torch
-    import triton
-
-    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    versions = {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda}
-    found = describe()
-    found["versions"] = {**found["versions"], **versions}
-    return {**found, "host": found["device"], "device": f"{name} (sm_{major}{minor})"}
-
-
-def timed(call: Callable[[], Any], seconds: float = 0.4) -> tuple[float, float, float]:
-    """Milliseconds of a call on the device: the 20th, 50th and 80th percentiles, after a warm-up."""
-    import triton
-
-    p50, p20, p80 = triton.testing.do_bench(call, warmup=100, rep=1e3 * seconds, quantiles=[0.5, 0.2, 0.8])
-    return p20, p50, p80
+STAGES = ("tests", "kernels", "selections")
+TESTS, KERNELS = 120.0, 60.0  # seconds for the first two; what they leave is the third's
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header")
+REHEARSED_TESTS = (
+    "tests/test_kernels_sparse.py",
+    6,
+)  # one file and so many of its tests, which skip themselves
+OVERHEAD = 5.0  # seconds of a task besides its run: pool, warm-up, gate
+SLACK = 10.0  # a run may take so many times what it is expected to
+OUTCOME = re.compile(r"^(tests/\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
 
-def ceilings() -> dict[str, float]:
-    """What this device can do: FLOP/s of large products in 16 bits and tf32, bytes/s read and written by a copy."""
-    import torch
-
-    n = 8192
-    half = torch.randn(n, n, device="cuda", dtype=torch.float16)
-    single = half.float()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    out = {
-        "half": 2e3 * n**3 / timed(lambda: half @ half.T)[1],
-        "tf32": 2e3 * n**3 / timed(lambda: single @ single.T)[1],
-    }
-    torch.backends.cuda.matmul.allow_tf32 = False
-    out["ieee"] = 2e3 * n**3 / timed(lambda: single @ single.T)[1]
-    out["tf32x3"] = out["tf32"] / 3
-    source = torch.empty(1 << 30, device="cuda", dtype=torch.uint8)
-    target = torch.empty_like(source)
-    out["bytes"] = 2e3 * source.numel() / timed(lambda: target.copy_(source))[1]
-    return out
+# -- tests -------------------------------------------------------------------------------------------------------------
 
 
-def work(kernel: str, n: int, d: int, size: int) -> tuple[float, float]:
-    """(FLOP, bytes) that a dense kernel must do at least, for n rows of d features of `size` bytes."""
-    once = size * n * d
+def collect(seconds: float, rehearse: bool) -> list[str]:
+    """Names of the tests that carry the mark. Raises OSError where pytest cannot say."""
+    where = REHEARSED_TESTS[0] if rehearse else "tests"
+    command = [*PYTEST, "-m", "gpu", "--collect-only", "-q", where]
+    got = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    names = [line for line in got.stdout.splitlines() if line.startswith("tests/") and "::" in line]
+    if got.returncode != 0 or not names:
+        raise OSError(f"pytest collects nothing: {(got.stdout + got.stderr).strip()[-400:]}")
+    return names[: REHEARSED_TESTS[1]] if rehearse else names
+
+
+def run_tests(names: list[str], seconds: float, log: Path) -> dict[str, Any]:
+    """Outcomes of these tests in one process; those that it did not reach in time are "missing"."""
+    command, start = [*PYTEST, "-v", "-rN", "--color=no", *names], time.monotonic()
+    with log.open("w") as file:
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = child.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # tests start processes of their own
+            status = child.wait()
+    found = dict(m.groups() for m in map(OUTCOME.match, log.read_text(errors="replace").splitlines()) if m)
+    done = {name: found[name] for name in names if name in found}
+    count = {word.lower(): sum(v == word for v in done.values()) for word in ("PASSED", "SKIPPED")}
+    failed = sorted(name for name, word in done.items() if word in ("FAILED", "ERROR"))
     return {
-        "sweep": (2.0 * n * n * d, 2 * once + 12.0 * n),
-        "sweep_weighted": (2.0 * n * n * d, 2 * once + 20.0 * n),
-        "symmetric": (1.0 * n * n * d, once + 12.0 * n),
-        "symmetric_weighted": (1.0 * n * n * d, once + 20.0 * n),
-        "columns": (2.0 * BATCH * n * d, once + 4.0 * BATCH * n),
-        "fill": (2.0 * n * n * d, 2.0 * once),
-        "top_k": (2.0 * n * n * d, once + 120.0 * n),
-        "norms": (2.0 * n * d, once + 4.0 * n),
-    }[kernel]
+        "tests": len(names),
+        **count,
+        "failed": failed,
+        "missing": len(names) - len(done),
+        "status": status,
+        "seconds": round(time.monotonic() - start, 1),
+    }
 
 
-def kernels(rows: int, most: dict[str, float], append: Callable[[dict], None]) -> None:
-    from smartgpu.kernels import tune
+def test_stage(out: Path, seconds: float, rehearse: bool, about: dict[str, Any]) -> bool:
+    """Every test with the mark, dealt to several processes; those that fail there are run once more by themselves."""
+    start, path = time.monotonic(), out / "tests.jsonl"
 
-    plans = [("half", *SWEEP, ("sweep", "symmetric"))]
-    plans += [(arithmetic, rows, FEATURES, None) for arithmetic in ("half", "tf32", "tf32x3", "ieee")]
-    for arithmetic, n, d, only in plans:
-        for kernel, call in tune.calls(arithmetic, n, d).items():
-            if only is not None and kernel not in only:
-                continue
-            flop, moved = work(kernel, n, d, 2 if arithmetic == "half" else 4)
-            p20, p50, p80 = timed(call)
-            floor = 1e3 * max(flop / most[arithmetic], moved / most["bytes"])
-            row = {"kernel": kernel, "arithmetic": arithmetic, "n": n, "d": d}
-            row |= {"ms_p50": p50, "ms_p20": p20, "ms_p80": p80, "floor_ms": floor, "of_floor": floor / p50}
-            row["tflop_s"] = 1e-9 * flop / p50
-            append({key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()})
+    def left() -> float:
+        return seconds - (time.monotonic() - start)
+
+    def tell(row: dict[str, Any]) -> None:
+        append(path, {**row, **about, "time": now()})
+        failed = "".join(f"\n  {name}" for name in row["failed"])
+        print(
+            f"tests {row['part']:<8} {row['passed']} passed, {row['skipped']} skipped, {len(row['failed'])} failed, "
+            f"{row['missing']} not reached, {row['seconds']:.0f} s{failed}",
+            flush=True,
+        )
+
+    try:
+        names = collect(left(), rehearse)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        empty = {"tests": 0, "passed": 0, "skipped": 0, "missing": 0, "seconds": 0.0}
+        tell({"part": "collect", **empty, "failed": [str(error)[:500]]})
+        return False
+    jobs = 1 if rehearse else max(1, min(8, (os.cpu_count() or 1) // 2))
+    with tempfile.TemporaryDirectory(prefix="smartgpu-gpu-") as folder, ThreadPoolExecutor(jobs) as threads:
+        waiting = [
+            threads.submit(run_tests, names[part::jobs], left(), Path(folder) / f"{part}")
+            for part in range(jobs)
+        ]
+        rows = []
+        for number, done in enumerate(as_completed(waiting)):
+            rows.append(done.result())
+            tell({"part": f"{number + 1}/{jobs}", **rows[-1]})
+        failed = [name for row in rows for name in row["failed"]]
+        missing = sum(row["missing"] for row in rows)
+        if failed and left() > 10:  # a GPU shared with seven others may have been short of memory
+            again = run_tests(failed, left(), Path(folder) / "again")
+            tell({"part": "alone", **again})
+            failed, missing = again["failed"], missing + again["missing"]
+    some = rehearse or any(row["passed"] for row in rows)  # where all skip themselves nothing is shown
+    return some and not failed and not missing
 
 
-def tests(seconds: float) -> bool:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "-x",
-        "--no-header",
-        "-p",
-        "no:cacheprovider",
+@contextlib.contextmanager
+def compiling(rehearse: bool) -> Iterator[None]:
+    """While the body runs, other processes compile the kernels that are timed afterwards."""
+    count = 1 if rehearse else max(1, min(6, (os.cpu_count() or 1) // 3))
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "bench" / "kernels.py"), "--compile", str(number), str(count)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for number in range(count)
     ]
     try:
-        return subprocess.run(command, cwd=ROOT, timeout=seconds).returncode == 0
+        yield
+    finally:
+        for child in children:  # what is not compiled by now is compiled when it is needed
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def kernel_stage(out: Path, seconds: float, about: dict[str, Any]) -> bool:
+    """bench/kernels.py in a process of its own: what it does to the device ends with it."""
+    command = [sys.executable, str(ROOT / "bench" / "kernels.py"), "--out", str(out / "kernels.jsonl")]
+    try:
+        got = subprocess.run([*command, "--seconds", f"{seconds:.0f}"], cwd=ROOT, timeout=seconds + 30)
     except subprocess.TimeoutExpired:
-        print(f"the tests took more than {seconds:.0f} s", file=sys.stderr)
+        row = {"kernel": "?", "failed": f"no answer for {seconds + 30:.0f} s", **about, "time": now()}
+        append(out / "kernels.jsonl", row)
+        print(row["failed"], file=sys.stderr)
         return False
+    return got.returncode == 0
+
+
+# -- selections --------------------------------------------------------------------------------------------------------
+
+
+class DeviceBench(Bench):
+    """Cases on the device: one worker goes from task to task, and its death costs the case at hand only.
+
+    until: a case that would not end by then (time.monotonic()) is not begun.
+    """
+
+    def __init__(self, out: Path | None, until: float, folder: Path, rehearse: bool = False):
+        super().__init__(out, Limits(often=1.0, twice=4.0, warm=120.0))
+        self.until, self.folder, self.rehearse = until, folder, rehearse
+        self.process: Process | None = None
+        self.tasks = 0
+        self.about: dict[str, Any] = {}
+        self.extra: dict[str, Any] = {}  # of the row at hand
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+    @property
+    def left(self) -> float:
+        return self.until - time.monotonic()
+
+    def _measure(self, case: Case, wanted: list[str]) -> None:
+        self.say(case.name)
+        ours: str | None = None  # file of our picks, with which others are compared
+        for name in wanted:
+            self.extra = {}
+            run = Runs(stopped=self._refusal(case, name) or self._too_late(case, name))
+            if run.stopped is None:
+                self._task(case, name, run, ours)
+            if name == TRITON and run.stopped is None:
+                ours = run.last["picks"]
+            self._append(self._row(case, name, run, None, {}))
+
+    def _too_late(self, case: Case, name: str) -> str | None:
+        expected = self.expected(case, name) + OVERHEAD
+        if expected <= self.left:
+            return None
+        return f"time: about {expected:.0f} s are needed, {max(self.left, 0):.0f} s are left"
+
+    def expected(self, case: Case, name: str) -> float:
+        """Seconds of one run: the bar's, times how far the case before it of this objective was from its own."""
+        guess = case.expect if case.must is None else case.must
+        family = case.objective.removesuffix("_quality")
+        slow = [row["slow"] for row in self.rows if row["objective"].startswith(family) and row.get("slow")]
+        return guess * max(1.0, slow[-1] if slow and name == TRITON else 1.0)
+
+    def _task(self, case: Case, name: str, run: Runs, ours: str | None) -> None:
+        expected = self.expected(case, name)
+        limit = 300.0 if self.rehearse else SLACK * expected + 20
+        try:
+            run.warm = self._begin(name, case)
+            if not self.about:
+                self.about = self.process.ask(30, describe=True)["about"]
+            for number in range(3):
+                run.last = self.process.run(number, min(limit, self.left))
+                run.seconds.append(self._seconds(case, run.last))
+                run.peaks.append(run.last["peak"])
+                if self.limits.repeats(run.last["seconds"]) <= number + 1:
+                    break
+            run.checked = self.process.ask(self.left, check=number, against=ours)
+        except Stopped as stop:
+            self._stop(case, run, str(stop))
+            return
+        self.extra["warm"] = {key: run.warm[key] for key in ("warm_rows", "warm_seconds")}
+        if name == TRITON and max(run.seconds) < self.limits.twice:
+            self.extra |= self._waits(min(limit, self.left))
+        if "looks" in run.last["notes"]:
+            self.extra["looks_per_pick"] = round(run.last["notes"]["looks"] / case.k, 4)
+
+    def _waits(self, seconds: float) -> dict[str, Any]:
+        """Host synchronisations of one more run, which is not timed; {} where it did not end."""
+        try:
+            told = self.process.ask(seconds, count=True)
+        except Stopped:
+            self.close()
+            return {}
+        return {"syncs": told["syncs"], "syncs_per_pick": round(told["syncs"] / told["picked"], 4)}
+
+    def _begin(self, name: str, case: Case) -> dict[str, Any]:
+        """The worker's answer after the warm-up of its next task."""
+        folder = self.folder / str(self.tasks)
+        self.tasks += 1
+        if self.process is None:
+            self.process = Process(name, case, None, None, folder)
+        else:
+            self.process.begin(name, case, None, None, folder)
+        return self.process.ready(min(self.limits.warm, self.left))
+
+    def count_rest(self, cases: Iterable[Case]) -> None:
+        """Long cases are run once more for this if there is time in the end; their rows are then written again."""
+        for case in cases:
+            rows = [row for row in self.rows if (row["case"], row["provider"]) == (case.name, TRITON)]
+            if not rows or "ms_p50" not in rows[-1] or "syncs" in rows[-1]:
+                continue
+            expected = rows[-1]["ms_p50"] / 1e3 + 2 * OVERHEAD
+            if expected > self.left:
+                continue
+            try:
+                self._begin(TRITON, case)
+            except Stopped:
+                self.close()
+                continue
+            waits = self._waits(self.left)
+            if waits:
+                self._append(self._judged(case, TRITON, {**rows[-1], **waits}))
+
+    def _stop(self, case: Case, run: Runs, reason: str) -> None:
+        run.stopped = reason
+        if not reason.startswith(("memory:", "not installed")):  # the worker was killed, or died
+            self.close()
+        if reason.startswith("time:"):
+            self.extra["slow"] = SLACK
+
+    def _seconds(self, case: Case, got: dict[str, Any]) -> float:
+        """Without compilation, and scaled to k picks where fewer were timed."""
+        notes, seconds, timed = got["notes"], got["seconds"], len(got["indices"])
+        compiled = notes.get("phases_ms", {}).get("compile", 0.0)
+        self.extra["compile_ms"] = compiled
+        if timed < case.k:
+            setup = notes["setup_seconds"]
+            self.extra |= {
+                "timed_picks": timed,
+                "measured_ms": round(1e3 * seconds, 3),
+                "scaled": "setup + (time - setup) k / timed_picks: every pick does the same work",
+            }
+            return setup + (seconds - setup) * case.k / timed
+        return seconds - compiled / 1e3
+
+    def _checked(self, case: Case, name: str, run: Runs, x: Any, known: dict) -> dict[str, Any]:
+        return run.checked
+
+    def _row(self, case: Case, name: str, run: Runs, x: Any, known: dict) -> dict[str, Any]:
+        row = super()._row(case, name, run, x, known)
+        about = self.about
+        row |= {key: value for key, value in about.items() if key != "versions"}
+        row["versions"] = {**row["versions"], **about.get("versions", {})}
+        row |= {"host": row["device"], "gpu": about.get("gpu"), **self.extra}
+        row["device"] = about.get("gpu", row["device"])
+        row["data"] = run.warm.get("data")
+        row["input"] = (
+            "a float16 tensor on the device: its transfer is not in the time"
+            if case.where == "device"
+            else "a float32 array of the host: its transfer is in the time"
+        )
+        if case.objective == "facility_location_quality":
+            row["quality"] = {"uniform in [0, 1), mean": round(float(quality(case).mean()), 6)}
+            row["quality"]["weight alpha n / k"] = round(case.quality_weight, 4)
+        row |= run.last.get("device", {})
+        if case.memory is not None:
+            row["device_limit_mb"] = 1e3 * float(case.memory.removesuffix("GB"))
+        if "ms_p50" in row and name == TRITON and not self.rehearse:
+            row["slow"] = round(row["ms_p50"] / 1e3 / (case.must or case.expect), 3)
+        return {**row, "rehearsal": True} if self.rehearse else self._judged(case, name, row)
+
+    def _judged(self, case: Case, name: str, row: dict[str, Any]) -> dict[str, Any]:
+        """With the bars that it is measured against, which are for one H200."""
+        if not is_judged(row):
+            return row
+        rows = {(r["case"], r["provider"]): r for r in [*self.rows, row]}
+        mine = [must for must in DEVICE_MUSTS if must.at == (case.name, name)]
+        row["musts"] = [entry for entry in (must.entry(rows) for must in mine) if entry is not None]
+        return row
+
+
+def selection_stage(
+    out: Path, until: float, rehearse: bool, patterns: list[str] | None
+) -> list[dict[str, Any]]:
+    cases = choose(REHEARSAL if rehearse else DEVICE_CASES, patterns)
+    with tempfile.TemporaryDirectory(prefix="smartgpu-gpu-") as folder:
+        bench = DeviceBench(out / "selections.jsonl", until, Path(folder), rehearse)
+        try:
+            bench.measure(cases)
+            bench.count_rest(cases)
+            return bench.rows
+        finally:
+            bench.close()
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
+
+
+def final_table(rows: list[dict[str, Any]]) -> str:
+    """Every bar with what was measured, then what was only measured."""
+    by = {(row["case"], row["provider"]): row for row in rows}
+    judged = {key: row for key, row in by.items() if is_judged(row)}
+    lines = [must.judge(judged) for must in DEVICE_MUSTS] if judged else []
+    for row in by.values():
+        if "stopped" in row:
+            lines.append(f"{'stopped':<13} {row['case']} {row['provider']}: {row['stopped']}")
+        elif row.get("gate", "pass") != "pass":
+            lines.append(f"{'GATE':<13} {row['case']} {row['provider']}: {row['gate']}")
+        elif not row.get("musts"):
+            lines.append(f"{'measured':<13} {row['case']} {row['provider']}: {row['ms_p50'] / 1e3:.4g} s")
+    return "\n".join(lines)
+
+
+def failed(row: dict[str, Any]) -> bool:
+    """Whether a selection went wrong: what the time, or the memory of code that is not ours, did not allow, did not."""
+    stopped = row.get("stopped", "")
+    if stopped.startswith("time: about") or (stopped and not PROVIDERS[row["provider"]].ours):
+        return False
+    return bool(stopped) or row.get("gate", "pass") != "pass"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help=".jsonl file to which rows are appended; default: none")
-    parser.add_argument("--skip-tests", action="store_true")
-    parser.add_argument("--rows", type=int, default=65_536, help="rows of the kernels' pool")
-    parser.add_argument("--seconds", type=float, default=540, help="no selection is begun after this")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the .jsonl files, to which rows are appended"
+    )
+    parser.add_argument("--seconds", type=float, default=470, help="for all of it")
+    parser.add_argument(
+        "--only", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=", ".join(STAGES)
+    )
+    parser.add_argument(
+        "--cases", nargs="+", metavar="PATTERN", help="of the selections: parts of case names"
+    )
+    parser.add_argument("--rehearse", action="store_true", help="in Triton's interpreter, with tiny pools")
     given = parser.parse_args(arguments)
     start = time.monotonic()
-    try:
-        import torch
+    if given.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # of the processes below
+    else:
+        from smartgpu.backends.gpu import find_gpu, interpreted
 
-        there = torch.cuda.is_available()
-    except ImportError:
-        there = False
-    if not there:
-        print("no NVIDIA GPU that torch can use", file=sys.stderr)
-        return 2
-    good = given.skip_tests or tests(given.seconds / 2)
-    about, most = device(), ceilings()
-
-    def append(row: dict[str, Any]) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
-        row = {**row, "ceilings": {k: round(v / 1e12, 2) for k, v in most.items()}, **about, "time": now}
-        if given.out is not None:
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            with given.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        print(
-            f"{row['kernel']:<20} {row['arithmetic']:<7} n {row['n']:>7} d {row['d']:>5}"
-            f" {row['ms_p50']:10.3f} ms  {row['of_floor']:6.1%} of the floor"
-        )
-
-    kernels(given.rows, most, append)
-    torch.cuda.empty_cache()
-    bench = Bench(given.out, Limits(seconds=60, ours=120))
-    bench.machine = about
-    for case in DEVICE_CASES:
-        if time.monotonic() - start > given.seconds:
-            print(f"{case.name}: not begun, {given.seconds:.0f} s are over")
-            continue
-        bench.measure([case])
-    good &= all(row.get("gate", "pass") == "pass" for row in bench.rows)
-    print(f"{time.monotonic() - start:.0f} s")
-    return 0 if good else 1
+        if interpreted() or not find_gpu().usable:
+            why = "TRITON_INTERPRET is set" if interpreted() else find_gpu().missing
+            print(f"no GPU to measure: {why}", file=sys.stderr)
+            return 2
+    about = {**describe(), **({"rehearsal": True} if given.rehearse else smi())}
+    given.out.mkdir(parents=True, exist_ok=True)
+    good, rows = {}, []
+    if "tests" in given.only:
+        with compiling(given.rehearse) if "kernels" in given.only else contextlib.nullcontext():
+            good["tests"] = test_stage(given.out, min(TESTS, given.seconds), given.rehearse, about)
+    if "kernels" in given.only:
+        good["kernels"] = kernel_stage(given.out, min(KERNELS, given.seconds), about)
+    if "selections" in given.only:
+        rows = selection_stage(given.out, start + given.seconds, given.rehearse, given.cases)
+        good["selections"] = bool(rows) and not any(failed(row) for row in rows)
+        print(final_table(rows))
+    said = ", ".join(f"{stage} {'passed' if fine else 'FAILED'}" for stage, fine in good.items())
+    print(f"{said}; {time.monotonic() - start:.0f} s; rows in {given.out}")
+    return 0 if all(good.values()) else 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.cases import ROOT
 
+SMI = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw")
 LIBRARIES = ("OPENBLAS_", "OMP_", "MKL_", "NUMBA_", "GOTO_")  # variables that change what is measured
 
 
@@ -68,6 +69,18 @@ def blas() -> str:
                 asked = os.environ.get("OPENBLAS_CORETYPE")
                 return f"{text} {name().decode()}" + (f" (OPENBLAS_CORETYPE={asked})" if asked else "")
     return text
+
+
+def smi(device: str | None = None) -> dict[str, str]:
+    """What nvidia-smi reads now, of a device (the first): driver, clocks in MHz, watts. Empty where it is not there."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits"]
+    command += ["-i", device] if device else []
+    try:
+        got = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = [value.strip() for value in got.split("\n")[0].split(",")]
+    return {f"smi_{name.replace('.', '_')}": value for name, value in zip(SMI, values, strict=False) if value}
 
 
 def available_memory() -> int:

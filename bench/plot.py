@@ -11,18 +11,26 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.cases import ALPACA_ROWS, CASES, FL, GC, LD, ROOT, Case
-
-Row = dict[str, Any]
-Rows = dict[tuple[str, str], Row]  # by (case, provider)
+from bench.cases import ALPACA_ROWS, CASES, DEVICE_CASES, FL, ROOT, TRITON
+from bench.musts import (
+    DEVICE_MUSTS,
+    FL10,
+    MUSTS,
+    OURS,
+    OURS_1GB,
+    TITLES,
+    Row,
+    Rows,
+    is_judged,
+    measured,
+    title,
+)
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-OURS, OURS_1GB = "smartgpu-numpy", "smartgpu-numpy-1gb"
-LAZY_PEERS = ("apricot-lazy", "submodlib")
+BEGIN_GPU, END_GPU = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
 OTHERS = (
     "apricot-lazy",
     "apricot-naive",
@@ -30,7 +38,6 @@ OTHERS = (
     "numpy",
     "torch",
 )  # those that do the same greedy selection
-TITLES = {FL: "facility location", GC: "graph cut", LD: "log-determinant"}
 COLOURS = {
     OURS: "#c1121f",
     OURS_1GB: "#f4978e",
@@ -45,118 +52,15 @@ COLOURS = {
 
 
 def read(paths: Iterable[Path]) -> Rows:
-    """The latest row of each (case, provider)."""
+    """The latest row of each (case, provider): no kernels, tests or rehearsals, and no GPU but the one of the bars."""
     rows: Rows = {}
     for path in paths:
         for line in Path(path).read_text(encoding="utf-8").splitlines():
             if line.strip():
                 row = json.loads(line)
-                rows[row["case"], row["provider"]] = row
+                if "case" in row and (is_judged(row) if "gpu" in row else not row.get("rehearsal")):
+                    rows[row["case"], row["provider"]] = row
     return rows
-
-
-def measured(rows: Rows, case: str, provider: str, key: str = "ms_p50") -> float | None:
-    """A figure of a row; None where there is no row, it stopped, or it did not pass the gate."""
-    row = rows.get((case, provider), {})
-    if "stopped" in row or row.get("gate", "pass") != "pass":
-        return None
-    return row.get(key)
-
-
-# -- what must be reached ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Must:
-    """A figure and its limit: at least (">=") or at most ("<=")."""
-
-    text: str
-    figure: Callable[[Rows], float | None]
-    sense: str
-    limit: float
-
-    def judge(self, rows: Rows) -> str:
-        value = self.figure(rows)
-        if value is None:
-            return f"not measured  {self.text}: {self.sense} {self.limit:g}"
-        good = value >= self.limit if self.sense == ">=" else value <= self.limit
-        by = abs(value / self.limit - 1)
-        verdict = "reached" if good else "MISSED"
-        return f"{verdict:<13} {self.text}: {value:.3g} ({self.sense} {self.limit:g}), by {by:.0%}"
-
-
-def ratio(a: float | None, b: float | None) -> float | None:
-    return None if a is None or not b else a / b
-
-
-def faster(case: str, peers: tuple[str, ...]) -> Callable[[Rows], float | None]:
-    """Time of the fastest of the peers / ours."""
-
-    def figure(rows: Rows) -> float | None:
-        times = [t for t in (measured(rows, case, peer) for peer in peers) if t is not None]
-        return ratio(min(times, default=None), measured(rows, case, OURS))
-
-    return figure
-
-
-def own(case: str, key: str, provider: str = OURS) -> Callable[[Rows], float | None]:
-    return lambda rows: measured(rows, case, provider, key)
-
-
-def _memory_share(case: str) -> Callable[[Rows], float | None]:
-    def figure(rows: Rows) -> float | None:
-        peaks = [p for p in (measured(rows, case, peer, "peak_mb") for peer in LAZY_PEERS) if p is not None]
-        return ratio(measured(rows, case, OURS, "peak_mb"), min(peaks, default=None))
-
-    return figure
-
-
-def _name(objective: str, n: int, k: int) -> str:
-    return Case(objective, "alpaca", n, k).name
-
-
-FL10, FL10_ALL = _name(FL, 10_000, 1_000), _name(FL, 10_000, 9_999)
-FL20, FL52 = _name(FL, 20_000, 2_000), _name(FL, ALPACA_ROWS, 5_000)
-FL52_ALL = _name(FL, ALPACA_ROWS, ALPACA_ROWS)
-GC10, LD10 = _name(GC, 10_000, 1_000), _name(LD, 10_000, 1_000)
-GC52, LD52 = _name(GC, ALPACA_ROWS, 5_000), _name(LD, ALPACA_ROWS, 5_000)
-
-# Issue 3, "What it must reach": Alpaca, d = 384, cosine, two cores.
-MUSTS: tuple[Must, ...] = (
-    Must(
-        "FL 10,000 / 1,000: times faster than apricot (lazy) and submodlib", faster(FL10, LAZY_PEERS), ">=", 4
-    ),
-    Must("FL 10,000 / 9,999: times faster", faster(FL10_ALL, LAZY_PEERS), ">=", 4),
-    Must("FL 20,000 / 2,000: times faster", faster(FL20, LAZY_PEERS), ">=", 5),
-    Must("FL 20,000 / 2,000: share of the least memory of the two", _memory_share(FL20), "<=", 0.25),
-    Must("FL 52,002 / 5,000: times one product", own(FL52, "ratio_to_blas"), "<=", 2.5),
-    Must("FL 52,002 / 5,000: peak, MB", own(FL52, "peak_mb"), "<=", 3000),
-    Must("FL 52,002 / 5,000, memory=1GB: peak, MB", own(FL52, "peak_mb", OURS_1GB), "<=", 1000),
-    Must(
-        "FL 52,002 / 5,000, memory=1GB: times the time without",
-        lambda rows: ratio(measured(rows, FL52, OURS_1GB), measured(rows, FL52, OURS)),
-        "<=",
-        2,
-    ),
-    Must("FL 10,000 / 1,000: sweeps", own(FL10, "sweeps"), "<=", 1.1),
-    Must("FL 52,002 / 5,000: sweeps", own(FL52, "sweeps"), "<=", 2.5),
-    Must(
-        "FL 52,002, full ranking: times the time of k = 5,000",
-        lambda rows: ratio(measured(rows, FL52_ALL, OURS), measured(rows, FL52, OURS)),
-        "<=",
-        1.5,
-    ),
-    Must(
-        "GC 10,000 / 1,000: times faster than apricot",
-        faster(GC10, ("apricot-lazy", "apricot-naive")),
-        ">=",
-        10,
-    ),
-    Must("GC 10,000 / 1,000: times faster than submodlib", faster(GC10, ("submodlib",)), ">=", 60),
-    Must("LD 10,000 / 1,000: times faster than submodlib", faster(LD10, ("submodlib",)), ">=", 40),
-    Must("GC 52,002 / 5,000: times one product", own(GC52, "ratio_to_blas"), "<=", 0.05),
-    Must("LD 52,002 / 5,000: times one product", own(LD52, "ratio_to_blas"), "<=", 0.3),
-)
 
 
 # -- the README's table ------------------------------------------------------------------------------------------------
@@ -190,6 +94,48 @@ def table(rows: Rows) -> str:
         + ". Rows: `bench/results/`.",
     ]
     return "\n".join([*HEAD, *lines, *notes]) + "\n"
+
+
+GPU_HEAD = (
+    "| selection on one H200 | must | measured | sweeps | peak, GB | host waits a pick | f(S) |",
+    "| --- | --: | --: | --: | --: | --: | --: |",
+)
+
+
+def gpu_table(rows: Rows) -> str:
+    """Markdown: one line per case with a bar, in the order of bench/cases.py; "not measured" where there is no row."""
+    lines = [_gpu_line(rows, case) for case in DEVICE_CASES if case.must is not None]
+    mine = [
+        row
+        for (_, provider), row in rows.items()
+        if provider == TRITON and measured(rows, row["case"], TRITON)
+    ]
+    notes = [""]
+    if mine:
+        last = max(mine, key=lambda row: row["time"])
+        versions = ", ".join(
+            f"{name} {version}" for name, version in sorted(last["versions"].items()) if version
+        )
+        notes.append(
+            f"Measured on {last['device']}, {last['time'][:10]}, commit {last['commit']}"
+            f"{' (with changes)' if last['dirty'] else ''}: {versions}. Rows: `bench/results/`."
+        )
+    else:
+        notes.append("No figure has been measured on a GPU yet: `python bench/gpu.py --out DIR` does.")
+    return "\n".join([*GPU_HEAD, *lines, *notes]) + "\n"
+
+
+def _gpu_line(rows: Rows, case) -> str:
+    row = rows.get((case.name, TRITON), {})
+    ms = measured(rows, case.name, TRITON)
+    cells = [title(case), f"{case.must:g} s"]
+    if ms is None:
+        reason = "not measured" if not row else "stopped" if "stopped" in row else "failed its gate"
+        return "| " + " | ".join([*cells, reason, "-", "-", "-", "-"]) + " |"
+    cells += [seconds(ms), f"{row['sweeps']:.2f}"]
+    cells.append(f"{row['device_peak_mb'] / 1e3:.1f}" if "device_peak_mb" in row else "-")
+    cells.append(f"{row['syncs_per_pick']:.3f}" if "syncs_per_pick" in row else "-")
+    return "| " + " | ".join([*cells, f"{row['value']:,.1f}"]) + " |"
 
 
 def _line(rows: Rows, row: Row) -> str:
@@ -245,14 +191,15 @@ def megabytes(mb: float) -> str:
     return f"{mb:.0f} MB" if mb < 995 else f"{mb / 1e3:.2g} GB"
 
 
-def write_readme(path: Path, text: str) -> bool:
+def write_readme(path: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> bool:
     """Put the table between the markers; False (and nothing written) where they are not there."""
     old = path.read_text(encoding="utf-8")
-    if BEGIN not in old or END not in old:
+    begin, end = marks
+    if begin not in old or end not in old:
         return False
-    head, rest = old.split(BEGIN, 1)
-    _, tail = rest.split(END, 1)
-    path.write_text(f"{head}{BEGIN}\n{text}{END}{tail}", encoding="utf-8")
+    head, rest = old.split(begin, 1)
+    _, tail = rest.split(end, 1)
+    path.write_text(f"{head}{begin}\n{text}{end}{tail}", encoding="utf-8")
     return True
 
 
@@ -361,17 +308,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     given = parser.parse_args(arguments)
     rows = read(given.results)
-    text = table(rows)
-    print(text)
-    for must in MUSTS:
-        print(must.judge(rows))
-    for path in draw(rows, given.images):
-        print(f"wrote {path}")
-    if not write_readme(given.readme, text):
-        print(f"{given.readme} has no {BEGIN} ... {END}: table not written", file=sys.stderr)
-        return 1
-    print(f"wrote the table into {given.readme}")
-    return 0
+    on_gpu = {key: row for key, row in rows.items() if "gpu" in row}
+    on_cpu = {key: row for key, row in rows.items() if key not in on_gpu}
+    missing = []
+    # A table without rows stays as it is.
+    for found, musts, text, marks in (
+        (on_cpu, MUSTS, table(on_cpu), (BEGIN, END)),
+        (on_gpu, DEVICE_MUSTS, gpu_table(on_gpu), (BEGIN_GPU, END_GPU)),
+    ):
+        if found:
+            print(text)
+        for must in musts:
+            print(must.judge(found))
+        if not found:
+            continue
+        if write_readme(given.readme, text, marks):
+            print(f"wrote the table into {given.readme}")
+        else:
+            missing.append(marks)
+    if on_cpu:
+        for path in draw(on_cpu, given.images):
+            print(f"wrote {path}")
+    for begin, end in missing:
+        print(f"{given.readme} has no {begin} ... {end}: table not written", file=sys.stderr)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

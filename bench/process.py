@@ -1,4 +1,4 @@
-"""The parent's end of one worker process: start it, ask it, and stop it when it takes too long."""
+"""The parent's end of a worker process: start it, ask it, and stop it when it takes too long."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ class Stopped(Exception):
 
 
 class Process:
-    """A provider on one case. Everything it prints is kept in `folder`/log."""
+    """Runs tasks, each a provider on a case. Everything it prints is kept in `folder`/log.
 
-    def __init__(self, provider: str, case: Case, pool: Path, limit: float, folder: Path):
+    On the CPU it has one task; on the device, where pool is None, begin() gives it the next one.
+    """
+
+    def __init__(self, provider: str, case: Case, pool: Path | None, limit: float | None, folder: Path):
         folder.mkdir()
         self.log = folder / "log"
         with self.log.open("w") as log:
@@ -39,14 +42,19 @@ class Process:
                 bufsize=0,
             )
         self.buffer = b""
-        task = {
-            "provider": provider,
-            "case": dataclasses.asdict(case),
-            "pool": str(pool),
-            "limit": limit,
-            "dir": str(folder),
-        }
-        self._send(task)
+        self.begin(provider, case, pool, limit, folder)
+
+    def begin(self, provider: str, case: Case, pool: Path | None, limit: float | None, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._send(
+            {
+                "provider": provider,
+                "case": dataclasses.asdict(case),
+                "pool": None if pool is None else str(pool),
+                "limit": limit,
+                "dir": str(folder),
+            }
+        )
 
     def ready(self, seconds: float) -> dict[str, Any]:
         """The answer after the warm-up."""
@@ -56,6 +64,11 @@ class Process:
         """One timed run: {"seconds", "peak", "indices", "gains", "notes"}."""
         self._send({"run": number})
         return self._answer(seconds, "one run")
+
+    def ask(self, seconds: float, **message: Any) -> dict[str, Any]:
+        """Another question of worker.py's."""
+        self._send(message)
+        return self._answer(seconds, f"to {next(iter(message))}")
 
     def close(self) -> None:
         self.child.stdin.close()
@@ -87,8 +100,9 @@ class Process:
         got = json.loads(line)
         if "stopped" in got:
             raise Stopped(got["stopped"])
-        with np.load(got["picks"]) as file:
-            got["indices"], got["gains"] = file["indices"], file["gains"]
+        if "picks" in got:
+            with np.load(got["picks"]) as file:
+                got["indices"], got["gains"] = file["indices"], file["gains"]
         return got
 
     def _death(self) -> str:

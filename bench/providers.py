@@ -1,19 +1,22 @@
 """Providers of the benchmark: one table of who selects, and how. Imported by the worker processes.
 
-A provider is a factory: it imports what it needs and returns select(x, case, k) -> Picks, x (n, d) float32. Whatever it
-computes from x, the similarity or kernel included, is inside select and counted. f(S) is never taken from a provider.
+A provider is a factory: it imports what it needs and returns select(x, case, k) -> Picks, x (n, d) float32, or a
+float16 tensor for cases on the device. Whatever it computes from x, the similarity or kernel included, is inside select
+and counted. f(S) is never taken from a provider.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.cases import FL, GC, LD, Case
+from bench.cases import FL, FLQ, GC, LD, Case, quality
 
 PRODUCT_ROWS = 256  # of one block of the yardstick: 256 x n float32 is 53 MB at n = 52,002
 SYRK_ROWS = 40_000
@@ -36,6 +39,8 @@ class Provider:
     ours       gated: without the reference's greedy value there is no figure
     named      only for cases that name it: it needs a GPU
     halves     it rounds unit rows to float16, and is gated on these
+    picks      it is timed on so many picks at most and scaled, since all its picks take the same time; notes then have
+               "setup_seconds", which are not scaled
     peer       another package (True) or the code that a user would write (False)
     """
 
@@ -49,21 +54,27 @@ class Provider:
     all_rows: bool = True  # can select k = n
     named: bool = False
     halves: bool = False
+    picks: int | None = None
+
+
+def specification(case: Case, rows: int):
+    """smartgpu's objective of a case, for the first rows of its pool."""
+    from smartgpu import FacilityLocation, GraphCut, LogDet, Modular
+
+    if case.objective == FLQ:
+        scores = case.quality_weight * quality(case)[:rows]
+        return (1 - case.parameters["alpha"]) * FacilityLocation() + Modular(scores)
+    return {FL: FacilityLocation, GC: GraphCut, LD: LogDet}[case.objective](**case.parameters)
 
 
 def _smartgpu(**options: Any):
     def make():
         import smartgpu
 
-        specs = {
-            FL: lambda lam=None: smartgpu.FacilityLocation(),
-            GC: lambda lam: smartgpu.GraphCut(lam=lam),
-            LD: lambda lam: smartgpu.LogDet(lam=lam),
-        }
-
         def select(x: np.ndarray, case: Case, k: int) -> Picks:
-            objective = specs[case.objective](**case.parameters)
-            got = smartgpu.select(x, k, objective, case.similarity, **options)
+            told = {"memory": case.memory} if case.memory else {}
+            spec, before = specification(case, len(x)), _looks()
+            got = smartgpu.select(x, k, spec, case.similarity, **options, **told)
             phases = {name: round(1e3 * seconds, 3) for name, seconds in got.seconds.items()}
             notes = {
                 "sweeps": round(got.sweeps, 4),
@@ -71,16 +82,18 @@ def _smartgpu(**options: Any):
                 "phases_ms": phases,
                 "dtype": got.dtype,
             }
-            if options["backend"] == "triton":
-                import torch
-
-                notes["device_peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-                torch.cuda.reset_peak_memory_stats()
+            if _looks():
+                notes["looks"] = _looks() - before
             return Picks(got.indices, got.gains, notes)
 
         return select
 
     return make
+
+
+def _looks() -> int:
+    """How often a loop on the device has been looked at by the host, in this process."""
+    return getattr(sys.modules.get("smartgpu.backends.resident"), "looks", 0)
 
 
 def _blas():
@@ -210,14 +223,16 @@ def _obvious_numpy():
     return lambda x, case, k: Picks(np.array(run[case.objective](cosine(x), k, **case.parameters), np.int64))
 
 
-def obvious_torch(device: str = "cpu"):
-    """The same in torch, on any device."""
+def obvious_torch(device: str | None = "cpu"):
+    """The same in torch, on any device; None is the one of bench/device.py."""
 
     def make():
         import torch
 
+        where = device or _here()
+
         def facility_location(s, k: int) -> list[int]:
-            level, chosen = torch.zeros(len(s), device=device), []
+            level, chosen = torch.zeros(len(s), device=where), []
             for _ in range(k):
                 gains = (s - level[:, None]).clamp_(min=0).sum(dim=0)
                 gains[chosen] = -torch.inf
@@ -234,7 +249,7 @@ def obvious_torch(device: str = "cpu"):
             return chosen
 
         def log_det(s, k: int, lam: float) -> list[int]:
-            factor = torch.zeros((k, len(s)), dtype=torch.float64, device=device)
+            factor = torch.zeros((k, len(s)), dtype=torch.float64, device=where)
             residual, chosen = s.diagonal().double() + lam, []
             for t in range(k):
                 j = int(residual.argmax())
@@ -248,12 +263,73 @@ def obvious_torch(device: str = "cpu"):
         run = {FL: facility_location, GC: graph_cut, LD: log_det}
 
         def select(x: np.ndarray, case: Case, k: int) -> Picks:
-            unit = torch.nn.functional.normalize(torch.from_numpy(x).to(device))
-            return Picks(np.array(run[case.objective](unit @ unit.T, k, **case.parameters), np.int64))
+            start = time.perf_counter()
+            unit = _unit(x, where)
+            s = unit @ unit.T
+            float(s[-1, -1])  # it is there
+            notes = {"setup_seconds": time.perf_counter() - start}
+            return Picks(np.array(run[case.objective](s, k, **case.parameters), np.int64), None, notes)
 
         return select
 
     return make
+
+
+def _here() -> str:
+    from bench.device import HERE
+
+    return HERE
+
+
+def _unit(x, device: str):
+    """Unit rows, float32, of an array or a tensor."""
+    import torch
+
+    x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+    return torch.nn.functional.normalize(x.to(device, torch.float32))
+
+
+def _incremental_torch():
+    """Facility location on the dense matrix, gains kept: a pick takes from them what its rows' levels rose by."""
+    import torch
+
+    def select(x, case: Case, k: int) -> Picks:
+        unit = _unit(x, _here())
+        s = unit @ unit.T
+        gains = s.clamp(min=0).sum(dim=0, dtype=torch.float64)
+        level, chosen = torch.zeros_like(s[0]), []
+        for _ in range(k):
+            chosen.append(int(gains.argmax()))
+            column = s[chosen[-1]]
+            for rows in (column > level).nonzero()[:, 0].split(8192):
+                old, new = level[rows, None], column[rows, None]
+                gains -= torch.clamp(s[rows], old, new).sub_(old).sum(dim=0, dtype=torch.float64)
+            level = torch.maximum(level, column)
+            gains[chosen[-1]] = -torch.inf
+        return Picks(np.array(chosen, np.int64))
+
+    return select
+
+
+def _blocked_torch():
+    """Facility location without n x n memory and without laziness: every similarity anew for every pick, in 16 bits."""
+    import torch
+
+    def select(x, case: Case, k: int) -> Picks:
+        unit = _unit(x, _here())
+        half = unit.half()
+        level, chosen = torch.zeros_like(unit[:, 0]), []
+        for _ in range(k):
+            gains = torch.zeros_like(level)
+            for i in range(0, len(half), 8192):
+                s = (half[i : i + 8192] @ half.T).float()
+                gains += s.sub_(level[i : i + 8192, None]).clamp_(min=0).sum(dim=0)
+            gains[chosen] = -torch.inf
+            chosen.append(int(gains.argmax()))
+            level = torch.maximum(level, unit @ unit[chosen[-1]])
+        return Picks(np.array(chosen, np.int64), None, {"setup_seconds": 0.0})
+
+    return select
 
 
 def _dense(bytes_per_pair: float) -> Callable[[Case], float]:
@@ -295,9 +371,12 @@ PROVIDERS: dict[str, Provider] = {
     "numpy": Provider(_obvious_numpy, needs=_obvious_needs, work=_eager),
     "torch": Provider(obvious_torch(), package="torch", needs=_obvious_needs, work=_eager),
     "smartgpu-triton": Provider(
-        _smartgpu(backend="triton"), package="smartgpu", ours=True, named=True, halves=True
+        _smartgpu(backend="triton"), (FL, GC, LD, FLQ), "smartgpu", ours=True, named=True, halves=True
     ),
-    "torch-cuda": Provider(obvious_torch("cuda"), package="torch", work=_eager, named=True),
+    "torch-naive": Provider(obvious_torch(None), (FL,), "torch", named=True, picks=100),
+    "torch-incremental": Provider(_incremental_torch, (FL,), "torch", named=True),
+    "torch-blocked": Provider(_blocked_torch, (FL,), "torch", named=True, picks=20),
+    "torch-cuda": Provider(obvious_torch(None), (GC, LD), "torch", named=True),
 }
 
 

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import fnmatch
 import json
+import os
 import sys
 import tempfile
 import time
@@ -64,6 +65,7 @@ class Runs:
     peaks: list[int] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)
     warm: dict[str, Any] = field(default_factory=dict)
+    checked: dict[str, Any] = field(default_factory=dict)  # on the device, by the worker: verdict, f(S)
     stopped: str | None = None
 
 
@@ -168,18 +170,12 @@ class Bench:
             row.update(figures(run), gflop_s=round(2e-9 * case.n**2 * case.d / np.median(run.seconds), 1))
         else:
             picks = run.last["indices"]
-            key = picks.tobytes() + bytes([provider.halves])
-            if provider.ours:
-                if key not in known:
-                    known[key] = self._gate(case, x, run, provider.halves)
-                row.update(known[key])
-                if row["gate"] == "pass":
-                    row.update(figures(run))
-            else:
-                row.update(figures(run), value=gate.value(case, x, picks))
-                repeated = len(picks) - len(np.unique(picks))
-                if repeated:
-                    row["repeated_rows"] = repeated
+            row.update(self._checked(case, name, run, x, known))
+            if row.get("gate", "pass") == "pass":
+                row.update(figures(run))
+            repeated = len(picks) - len(np.unique(picks))
+            if repeated and not provider.ours:
+                row["repeated_rows"] = repeated
             row.update(run.last["notes"])
         if name != "blas" and "ms_p50" in row:
             product = self._has_product(case)
@@ -191,6 +187,16 @@ class Bench:
             versions[provider.package] = package_version(provider.package)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ")
         return {**row, **self.machine, "threads": threads(), "versions": versions, "time": now}
+
+    def _checked(self, case: Case, name: str, run: Runs, x: np.ndarray, known: dict) -> dict[str, Any]:
+        """The verdict on ours, f(S) of others."""
+        provider, picks = PROVIDERS[name], run.last["indices"]
+        if not provider.ours:
+            return {"value": gate.value(case, x, picks)}
+        key = picks.tobytes() + bytes([provider.halves])
+        if key not in known:
+            known[key] = self._gate(case, x, run, provider.halves)
+        return known[key]
 
     def _gate(self, case: Case, x: np.ndarray, run: Runs, halves: bool) -> dict[str, Any]:
         """{"gate", ...}: the warm-up, and a small pool as a whole, against the reference; then pick by pick."""
@@ -214,10 +220,20 @@ class Bench:
     def _append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            with self.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append(self.out, row)
         self.say(summary(row))
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """One line more, written at once: an interrupted run leaves whole lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(row) + "\n").encode()
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, line)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def providers(case: Case) -> tuple[str, ...]:
@@ -243,6 +259,7 @@ def summary(row: dict[str, Any]) -> str:
     if "ms_p50" not in row:
         return f"{name} no figure, gate {row['gate']}"
     parts = [f"{name} {row['ms_p50'] / 1e3:9.3f} s  {row['peak_mb']:8.0f} MB"]
+    parts += [f"device {row['device_peak_mb']:.0f} MB"] if "device_peak_mb" in row else []
     parts += [f"f {row['value']:.6g}"] if row.get("value") is not None else []
     parts += [f"sweeps {row['sweeps']:.2f}"] if "sweeps" in row else []
     parts += [f"gate {row['gate']}"] if "gate" in row else []

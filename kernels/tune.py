@@ -29,17 +29,17 @@ CHOICES = {
 GAIN = 0.98  # of the time: what is less than 2 % faster is not taken
 
 
-def calls(arithmetic, n, d):
+def calls(arithmetic, n, d, device="cuda"):
     """kernel -> (call, the integers or norms that it must not change)."""
     dtype = torch.float16 if arithmetic == "half" else torch.float32
     form = similarity.Form("cosine", precision="ieee" if arithmetic == "half" else arithmetic)
     rbf = similarity.Form("rbf", gamma=1.0, precision=form.precision)
-    generator = torch.Generator("cuda").manual_seed(0)
-    x = torch.nn.functional.normalize(torch.randn(n, d, device="cuda", generator=generator)).to(dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(n, d, device=device, generator=generator)).to(dtype)
     y = x.clone()
-    level = torch.full((n,), similarity.ONE // 8, dtype=torch.int32, device="cuda")
-    weights = torch.randint(0, 2**20, (n,), device="cuda", generator=generator)
-    cols = torch.randperm(n, device="cuda", generator=generator)[: min(n, 256)]
+    level = torch.full((n,), similarity.ONE // 8, dtype=torch.int32, device=device)
+    weights = torch.randint(0, 2**20, (n,), device=device, generator=generator)
+    cols = torch.randperm(n, device=device, generator=generator)[: min(n, 256)]
     ptr = torch.nn.functional.pad(survivors.count(x, x, level, form).cumsum(0), (1, 0))
 
     def fill():

@@ -2,15 +2,20 @@
 
 import importlib.util
 import json
+import math
+import os
+import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import smartgpu
 from smartgpu import reference
-from smartgpu.objectives import as_objective
 from smartgpu.similarity import as_similarity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,15 +23,15 @@ if not (ROOT / "bench" / "run.py").is_file():
     pytest.skip("bench/ is not beside the tests", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from bench import gate, plot, run
-from bench.cases import CASES, FL, GC, LD, QUICK, Case, write_pool
+from bench import gate, gpu, musts, plot, run
+from bench.cases import CASES, DEVICE_CASES, FL, FL50, FLQ, GC, LD, QUICK, REHEARSAL, TRITON, Case, write_pool
 from bench.process import Process, Stopped
-from bench.providers import PROVIDERS
+from bench.providers import PROVIDERS, specification
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
 )
-PARAMETERS = [FL, GC, LD]
+PARAMETERS = [FL, GC, LD, FLQ]
 KEYS = """case provider objective pool n d k similarity seed ms_p50 ms_p20 ms_p80 repeats peak_mb device cores threads
     memory_gb blas environment versions commit dirty time""".split()
 
@@ -47,7 +52,7 @@ def pool(tmp_path):
 
 
 def select(case: Case, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    objective = type(as_objective(case.objective))(**case.parameters)
+    objective = specification(case, case.n)
     got = smartgpu.select(x, case.k, objective, case.similarity, backend="numpy")
     return got.indices.copy(), got.gains.copy()
 
@@ -71,23 +76,15 @@ def test_stand_in_covariance(pool):
 
 
 def test_cases_name_known_providers_once():
-    for cases in (CASES, QUICK):
+    for cases in (CASES, QUICK, DEVICE_CASES, REHEARSAL):
         assert len({case.name for case in cases}) == len(cases)
         for case in cases:
             assert set(case.providers or ()) <= PROVIDERS.keys() and 0 < case.k <= case.n
     names = {case.name for case in CASES}
-    wanted = (
-        plot.FL10,
-        plot.FL10_ALL,
-        plot.FL20,
-        plot.FL52,
-        plot.FL52_ALL,
-        plot.GC10,
-        plot.LD10,
-        plot.GC52,
-        plot.LD52,
-    )
-    assert set(wanted) <= names
+    wanted = "FL10 FL10_ALL FL20 FL52 FL52_ALL GC10 LD10 GC52 LD52".split()
+    assert {getattr(musts, name) for name in wanted} <= names
+    on_gpu = {(case.name, provider) for case in DEVICE_CASES for provider in case.providers}
+    assert {must.at for must in musts.DEVICE_MUSTS} <= on_gpu
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------------
@@ -99,7 +96,7 @@ def test_value_is_the_definition(objective, pool, rng):
     x = pool(case)
     x[7] = 0  # a zero row has cosine 0 with everything, itself included
     chosen = np.append(rng.permutation(case.n)[: case.k], 7)
-    spec = type(as_objective(objective))(**case.parameters)
+    spec = specification(case, case.n)
     expected = reference.Problem(x, as_similarity("cosine"), spec).value(np.unique(chosen))
     assert gate.value(case, x, np.append(chosen, chosen[:3])) == pytest.approx(expected, rel=1e-12)
 
@@ -329,7 +326,7 @@ def test_table(rows):
 
 
 def test_musts(rows):
-    said = [must.judge(rows) for must in plot.MUSTS]
+    said = [must.judge(rows) for must in musts.MUSTS]
     assert (
         said[0]
         == "reached       FL 10,000 / 1,000: times faster than apricot (lazy) and submodlib: 5 (>= 4), by 25%"
@@ -369,3 +366,346 @@ def test_command_line(capsys):
     assert listed and all(line.startswith("gc_") and "smartgpu-numpy" in line for line in listed)
     assert run.main(["--cases", "no-such-case"]) == 2
     assert "no-such-case" in capsys.readouterr().err
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device():
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'smartgpu[gpu]')")
+    from bench import device
+
+    return device
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.timeout(300)
+def test_rehearsal(tmp_path):
+    """The whole command in Triton's interpreter: what it would do on a GPU, but for the figures."""
+    for package in ("torch", "triton"):
+        pytest.importorskip(package, reason=f"{package} is not installed (pip install 'smartgpu[gpu]')")
+    command = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--rehearse", "--out", str(tmp_path)]
+    got = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert got.returncode == 0, got.stdout[-2000:] + got.stderr[-2000:]
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in gpu.STAGES
+    }
+    assert all(row["rehearsal"] is True and "musts" not in row for name in rows for row in rows[name])
+    assert rows["tests"][0]["tests"] == gpu.REHEARSED_TESTS[1] and not rows["tests"][0]["missing"]
+    kernels = {row["kernel"] for row in rows["kernels"] if "ms_p50" in row}
+    assert kernels >= {"sweep", "symmetric", "fill", "sparse_excess", "compact", "update", "best", "falls_16"}
+    assert {row["ceiling"] for row in rows["kernels"] if "ceiling" in row} >= {"bytes", "half"}
+    ran = {(row["case"], row["provider"]): row for row in rows["selections"]}
+    assert set(ran) == {(case.name, provider) for case in REHEARSAL for provider in case.providers}
+    for (_, provider), row in ran.items():
+        assert row.keys() >= set(KEYS) - {"environment"} and row["data"] and row["input"] and row["value"] > 0
+        if provider == TRITON:
+            assert row["gate"] == "pass" and row["dtype"] == "float16" and row["syncs"] == 0
+        elif row["objective"] == FL:  # log-determinant starts with a tie, which float32 breaks in its own way
+            assert row["value_ratio"] == pytest.approx(1, rel=1e-5)
+    assert plot.read([tmp_path / f"{name}.jsonl" for name in gpu.STAGES]) == {}
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("halves", [False, True])
+def test_sums_on_the_device_are_those_of_numpy(halves, again, device, rng, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(device, "NUMBERS", 300)  # several blocks
+    monkeypatch.setattr(gate, "BLOCK", 7)
+    x = rng.standard_normal((60, 24)).astype(np.float16)
+    x[5], x[9] = 0, x[8]
+    ours, theirs = (
+        make(y, halves, again) for make, y in ((gate.Pool, x), (device.Pool, torch.from_numpy(x)))
+    )
+    rows, cols, level = rng.permutation(60)[:40], np.arange(0, 60, 3), rng.random(40) * 0.3
+    for name, arguments in {
+        "unit": (rows,),
+        "total": (rows,),
+        "gram": (rows,),
+        "own": (rows,),
+        "nearest": (rows, cols),
+        "excess": (rows, level, cols),
+    }.items():
+        a, b = (getattr(pool, name)(*arguments) for pool in (ours, theirs))
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
+    assert (ours.own(rows) <= 1).all() and ours.nearest(np.array([5]), cols)[0] == 0
+    assert theirs.total(rows[:0]).tolist() == [0] * 24 and theirs.gram(rows[:0]).shape == (24, 24)
+
+
+@pytest.mark.parametrize("objective", PARAMETERS)
+def test_gate_on_the_device_has_the_same_verdict(objective, device, pool):
+    import torch
+
+    case = tiny(objective)
+    x = pool(case)
+    picks, gains = select(case, x)
+    there = torch.from_numpy(x)
+    verdict, details = gate.check(case, there, picks, gains, make=device.Pool)
+    assert verdict == "pass"
+    assert details["value"] == pytest.approx(gate.check(case, x, picks, gains)[1]["value"], rel=1e-12)
+    assert gate.value(case, there, picks, device.Pool) == pytest.approx(details["value"], rel=1e-12)
+    corrupt("one pick replaced", picks, gains, case.n)
+    assert gate.check(case, there, picks, gains, make=device.Pool)[0].startswith("fail: ")
+
+
+@pytest.mark.parametrize("name", ["alpaca", "gaussian", "clusters", "isotropic"])
+def test_pools_of_the_device(name, device, tmp_path, monkeypatch):
+    """Seeded, float16, and what they are is said: a stand-in where the data is not there."""
+    case = Case(FL, name, 1500, 10, where="device")
+    (x, source), (again, _) = device.make_pool(case), device.make_pool(case)
+    assert x.shape == (1500, 384) and str(x.dtype) == "torch.float16" and (x == again).all()
+    monkeypatch.setenv("SMARTGPU_DATA", str(tmp_path))
+    x, elsewhere = device.make_pool(case)
+    if name == "alpaca":
+        assert elsewhere.startswith("alpaca/minilm.npy is not there: Gaussian")
+    if name in ("alpaca", "gaussian"):
+        y = x.double().cpu().numpy()
+        assert np.square(y.mean(axis=0)).sum() == pytest.approx(0.093, rel=0.1)
+        assert y.var(axis=0).sum() == pytest.approx(0.907, rel=0.05)
+    else:
+        assert source == elsewhere
+
+
+def test_what_only_a_gpu_can_tell(device, monkeypatch):
+    """The calls of torch.cuda that a rehearsal leaves out: they exist, and their answers are read as meant."""
+    from torch import cuda
+
+    about = SimpleNamespace(
+        name="a GPU", major=9, minor=0, total_memory=10**11, multi_processor_count=132, uuid="1-2"
+    )
+    asked = []
+    answers = {
+        "get_device_properties": lambda which: about,
+        "memory_allocated": lambda: 10**8,
+        "max_memory_allocated": lambda: 3 * 10**8,
+        "max_memory_reserved": lambda: 4 * 10**8,
+        **{name: lambda: None for name in ("reset_peak_memory_stats", "empty_cache", "synchronize")},
+        "set_sync_debug_mode": asked.append,
+    }
+    for name, answer in answers.items():
+        assert hasattr(cuda, name)
+        monkeypatch.setattr(cuda, name, answer)
+    monkeypatch.setattr(device, "REHEARSAL", False)
+    monkeypatch.setattr(device, "smi", lambda which: {"smi_driver_version": which})
+    assert device.describe()["gpu"] == "a GPU (sm_90)"
+    assert device.describe()["smi_driver_version"] == "GPU-1-2"
+    device.release()
+    taken = device.memory(device.start_memory())
+    assert taken == {"device_peak_mb": 200.0, "device_input_mb": 100.0, "device_reserved_mb": 400.0}
+    event = cuda.Event.synchronize
+    with device.count_syncs() as syncs:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        cuda.synchronize()
+    assert syncs.count == 3 and asked == ["warn", "default"] and cuda.Event.synchronize is event
+
+
+class Worker:
+    """In the stead of a process: answers as worker.py does, out of `script`, {(case, provider): what}."""
+
+    script: dict = {}  # noqa: RUF012
+    begun = 0
+
+    def __init__(self, provider, case, pool, limit, folder):
+        self.child, self.number = SimpleNamespace(poll=lambda: None), 0
+        Worker.begun += 1
+        self.begin(provider, case, pool, limit, folder)
+
+    def begin(self, provider, case, pool, limit, folder):
+        self.case, self.now, self.folder = case, self.script[case.name, provider], folder
+
+    def ready(self, seconds):
+        return {"rows": 10, "data": "made up", "warm_rows": 10, "warm_seconds": 0.1}
+
+    def run(self, number, seconds):
+        if isinstance(self.now.get("seconds"), str):
+            raise Stopped(self.now["seconds"])
+        picks = np.arange(self.now.get("picks", self.case.k))
+        notes = {"phases_ms": {"compile": 500.0}, "sweeps": 1.0, **self.now.get("notes", {})}
+        took = {"device_peak_mb": 90_000.0}
+        last = {"picks": f"{self.folder}/picks.npz", "device": took, "notes": notes, "indices": picks}
+        return {"seconds": self.now["seconds"], "peak": 10**6, **last}
+
+    def ask(self, seconds, **message):
+        if "describe" in message:
+            return {"about": {"gpu": "NVIDIA H200 (sm_90)", "versions": {"torch": "2.11.0"}}}
+        if "count" in message:
+            return {"syncs": 100, "picked": self.case.k}
+        return self.now.get("check", {"gate": "pass", "value": 1.0, "against": message["against"]})
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def device_bench(tmp_path, monkeypatch):
+    """measure(script, seconds) -> rows of DEVICE_CASES that the script names, by a Worker"""
+    monkeypatch.setattr(gpu, "Process", Worker)
+    monkeypatch.setattr(Worker, "begun", 0)
+
+    def measure(script: dict, seconds: float = 1000.0) -> list[dict]:
+        monkeypatch.setattr(Worker, "script", script)
+        bench = gpu.DeviceBench(tmp_path / "rows.jsonl", time.monotonic() + seconds, tmp_path)
+        bench.say = lambda text: None
+        cases = [case for case in DEVICE_CASES if any(case.name == name for name, _ in script)]
+        bench.measure(cases)
+        bench.count_rest(cases)
+        written = [json.loads(line) for line in bench.out.read_text().splitlines()]
+        assert bench.rows == written[-len(bench.rows) :]
+        return bench.rows
+
+    return measure
+
+
+def large(must: float) -> Case:
+    return next(case for case in DEVICE_CASES if case.must == must)
+
+
+def test_rows_of_the_device(device_bench):
+    """Compilation apart, fewer picks scaled, bars with whether they were reached, one worker for all."""
+    naive = {"seconds": 3.0, "picks": 100, "notes": {"setup_seconds": 1.0}}
+    script = {
+        (FL50.name, TRITON): {"seconds": 1.0},
+        (FL50.name, "torch-naive"): {**naive, "check": {"value": 1.0, "value_ratio": 1.0}},
+        (FL50.name, "torch-incremental"): {"seconds": 1.1, "check": {"value": 0.9, "value_ratio": 0.9}},
+        (FL50.name, "torch-blocked"): {"seconds": "memory: too much (CUDA out of memory)"},
+        (large(8.0).name, TRITON): {"seconds": 8.5},
+    }
+    ours, other, wrong, none, million, again = device_bench(script)
+    assert (
+        Worker.begun == 1 and ours["ms_p50"] == 500.0 and ours["compile_ms"] == 500.0 and ours["repeats"] == 2
+    )
+    assert ours["versions"]["torch"] == "2.11.0" and ours["device"] == "NVIDIA H200 (sm_90)"
+    assert [entry["what"].split(": ")[1] for entry in ours["musts"]] == ["host synchronisations a pick"]
+    assert ours["musts"][0] | {"what": ""} == {"what": "", "value": 0.02, "must": "< 0.1", "reached": True}
+    assert other["ms_p50"] == 101_000.0 and other["timed_picks"] == 100 and other["measured_ms"] == 3000.0
+    assert other["musts"][0]["value"] == 202.0 and other["musts"][0]["reached"] is True
+    assert wrong["musts"][0]["value"] is None and wrong["musts"][0]["reached"] is False  # another f(S)
+    assert none["stopped"].startswith("memory") and not gpu.failed(none) and none["musts"] == []
+    assert "syncs" not in million and again["syncs_per_pick"] == 0.01 and million["ms_p50"] == again["ms_p50"]
+    assert [entry["reached"] for entry in again["musts"]] == [True, False, True]  # 8 s, 90 of 80 GB, waits
+
+
+def test_a_case_that_the_time_would_not_do_is_skipped(device_bench):
+    first, second = large(8.0), large(10.0)
+    script = {(first.name, TRITON): {"seconds": 24.5}, (second.name, TRITON): {"seconds": 10.0}}
+    slow, skipped = device_bench(script, seconds=34.0)
+    assert slow["slow"] == 3.0 and skipped["stopped"].startswith("time: about 35 s are needed, 3")
+    assert not gpu.failed(slow) and not gpu.failed(skipped)
+
+
+def test_a_worker_that_dies_costs_one_case(device_bench):
+    first, second = large(8.0), large(10.0)
+    dead = {"seconds": "error: exit status 1, CUDA error: an illegal memory access"}
+    rows = device_bench({(first.name, TRITON): dead, (second.name, TRITON): {"seconds": 9.0}})
+    assert (
+        Worker.begun == 2 and gpu.failed(rows[0]) and rows[1]["ms_p50"] == 8500.0 and not gpu.failed(rows[1])
+    )
+    bad = {"seconds": 9.0, "check": {"gate": "fail: pick 3", "value": None}}
+    (row,) = device_bench({(first.name, TRITON): bad})
+    assert gpu.failed(row) and "ms_p50" not in row and row["gate"] == "fail: pick 3"
+
+
+def test_final_table_and_readme_of_the_device(device_bench, tmp_path, capsys):
+    script = {(large(0.7).name, TRITON): {"seconds": 1.0}, (large(8.0).name, TRITON): {"seconds": 10.5}}
+    text = gpu.final_table(device_bench(script))
+    name = "FL gaussian 100,000 x 768 / 10,000"
+    assert f"reached       {name}: s: 0.5 (<= 0.7), by 29%" in text
+    assert f"MISSED        {musts.title(large(8.0))}: s: 10 (<= 8), by 25%" in text
+    assert f"not measured  {musts.title(large(1.0))}: s: <= 1" in text
+    readme = tmp_path / "README.md"
+    begin, end = plot.BEGIN_GPU, plot.END_GPU
+    readme.write_text(f"{plot.BEGIN}\nthe CPU's\n{plot.END}\n{begin}\n{end}\n")
+    assert plot.main([str(tmp_path / "rows.jsonl"), "--readme", str(readme), "--images", str(tmp_path)]) == 0
+    lines = readme.read_text().splitlines()
+    assert lines[1] == "the CPU's" and not list(tmp_path.glob("*.png"))  # no row is of the CPU
+    assert f"| {name} | 0.7 s | 500 ms | 1.00 | 90.0 | 0.010 | 1.0 |" in lines
+    assert f"| {musts.title(large(20.0))} | 20 s | not measured | - | - | - | - |" in lines
+    assert "torch 2.11.0" in lines[-2] and f"reached       {name}: s: 0.5" in capsys.readouterr().out
+
+
+def test_other_devices_are_not_judged():
+    row = {"case": large(8.0).name, "provider": TRITON, "ms_p50": 1.0, "gate": "pass"}
+    assert not musts.is_judged({**row, "gpu": "NVIDIA A100 (sm_80)"}) and not musts.is_judged(row)
+    assert not musts.is_judged({**row, "gpu": "NVIDIA H200 (sm_90)", "rehearsal": True})
+    assert musts.is_judged({**row, "gpu": "NVIDIA H200 (sm_90)"})
+    other = {("a", "torch-naive"): {"ms_p50": 9.0, "value_ratio": 1.01}, ("a", TRITON): {"ms_p50": 1.0}}
+    assert math.isnan(musts.times_faster("a", "torch-naive")(other))
+
+
+def test_gpu_tests_are_bounded(tmp_path, monkeypatch):
+    """Outcomes of a run of tests, and of one that the time ends."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_some.py").write_text(
+        "import pytest, time\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 0\n"
+        "@pytest.mark.skip(reason='x')\ndef test_left_out(): pass\n"
+        "def test_long(): time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    names = [f"tests/test_some.py::test_{name}" for name in ("good", "bad", "left_out")]
+    row = gpu.run_tests(names, 60, tmp_path / "log")
+    assert (row["passed"], row["skipped"], row["failed"], row["missing"]) == (1, 1, [names[1]], 0)
+    row = gpu.run_tests([*names, "tests/test_some.py::test_long"], 5, tmp_path / "log")
+    assert (row["passed"], row["missing"]) == (1, 1) and row["seconds"] < 30
+    with pytest.raises(OSError, match="pytest collects nothing"):
+        gpu.collect(60, False)  # none has the mark
+
+
+def test_no_gpu_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
+    assert gpu.main(["--out", str(tmp_path / "rows")]) == 2
+    assert "no GPU to measure" in capsys.readouterr().err and not (tmp_path / "rows").exists()
+
+
+def test_a_task_of_the_device(device, tmp_path, monkeypatch):
+    """What the worker does on a GPU, step by step, with torch on the CPU in its stead: a second, larger warm-up, memory
+    and clocks of each run, the next task on the same pool."""
+    from torch import cuda
+
+    from bench import worker
+
+    for name in ("reset_peak_memory_stats", "empty_cache", "synchronize", "set_sync_debug_mode"):
+        monkeypatch.setattr(cuda, name, lambda *args: None)
+    for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved"):
+        monkeypatch.setattr(cuda, name, lambda: 5_000_000)
+    monkeypatch.setattr(device, "HERE", "cpu")
+    monkeypatch.setattr(device, "REHEARSAL", False)
+    monkeypatch.setattr(device, "clocks", lambda: {"smi_clocks_sm": "1980"})
+    monkeypatch.setattr(worker, "SHAPE_ROWS", 112)
+    monkeypatch.setattr(worker.DeviceTask, "pool", ())
+    case = Case(FL, "isotropic", 700, 30, d=16, where="device")
+    message = {"case": vars(case), "dir": str(tmp_path), "pool": None, "limit": None}
+    task, ready = worker.answer_to({**message, "provider": "torch-naive"}, None)
+    assert (
+        ready["warm_rows"] == 112 + 700 % 16
+        and ready["rows"] == 500
+        and ready["data"] == "isotropic Gaussian"
+    )
+    task, first = worker.answer_to({"run": 0}, task)
+    assert first["device"] == {
+        "device_peak_mb": 0.0,
+        "device_input_mb": 5.0,
+        "device_reserved_mb": 5.0,
+        "smi_clocks_sm": "1980",
+    }
+    pool = worker.DeviceTask.pool[1]
+    task, _ = worker.answer_to({**message, "provider": "torch-incremental"}, task)
+    assert worker.DeviceTask.pool[1] is pool  # not drawn again
+    task, _ = worker.answer_to({"run": 1}, task)
+    assert worker.answer_to({"count": True}, task)[1] == {"syncs": 0, "picked": 30}
+    _, checked = worker.answer_to({"check": 1, "against": first["picks"]}, task)
+    assert checked["value_ratio"] == pytest.approx(1, rel=1e-6) and checked["value"] > 0
+
+    def too_large(*arguments):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(task, "select", too_large)
+    with pytest.raises(worker.OutOfMemory, match="memory: too much"):
+        task.run(2)
