@@ -9,10 +9,14 @@ A step without a pick has evaluated bounds that stood in the way, and the next o
 greedy: whose best bounds are looked at decides how many steps it takes, and nothing else.
 
 What a launch reads and changes:
-    HEAD  (5,) int64: picks so far t, 1 when finished, the pick to commit or -1, gains evaluated, picks wanted
-    REAL  (12,) float64: what was reached, where to stop, weight of the gain, margin, slack a pick; then what the gain
-          is made of (GAIN says how). Here, because Triton would pass a Python float in 32 bits
+    HEAD  (6,) int64: picks so far t, 1 when finished, the pick to commit or -1, gains evaluated, picks wanted, and
+          picks that no group needs
+    REAL  (13,) float64: what was reached, where to stop, weight of the gain, margin, slack a pick; then what the gain
+          is made of (GAIN says how), and last what is left to pay with. Here, because Triton would pass a Python float
+          in 32 bits
     KEY   (n,) float64 bounds, -inf for candidates that may not be picked
+    COST, RATE  (n,) float64: what a pick takes of what is left, and what bounds are divided by to be compared; or None
+    CLASS (n,) int32 group of each candidate, MORE, NEED (groups,) int32 rows it may give yet, and must; or None
     STAMP (n,) int32, picks when a bound was a gain; None where a gain bounds all later ones as it is
 Groups hold every GROUPS-th run of RUN candidates, so that alike neighbours spread and loads stay whole sectors.
 """
@@ -80,6 +84,11 @@ def _scan_kernel(
     LIMIT,  # (GROUPS,) fp64, the best bound that a group leaves
     LIMIT_AT,  # (GROUPS,) int64
     FRESH,  # (GROUPS * TAKE,) int64, cleared for sums; None where no sum is added to
+    COST,
+    RATE,
+    CLASS,
+    MORE,
+    NEED,
     PTR,  # (n + 1,) int64, pairs by column; None: the level is raised elsewhere
     ROWS,  # (nnz,) int32
     Q,  # (nnz,) int32
@@ -110,6 +119,15 @@ def _scan_kernel(
                 age = t - tl.load(STAMP + j, mask=inside, other=0).to(tl.int64)
                 risen = v + tl.load(REAL + 3) + tl.load(REAL + 4) * age.to(tl.float64)
                 v = tl.where(age == 0, v, risen)
+            if COST is not None:
+                cost = tl.load(COST + j, mask=inside, other=0.0)
+                v = tl.where(cost <= tl.load(REAL + 12), v, float("-inf"))
+            if RATE is not None:
+                v = v / tl.load(RATE + j, mask=inside, other=1.0)
+            if CLASS is not None:
+                of = tl.load(CLASS + j, mask=inside, other=0)
+                spare = (tl.load(NEED + of) > 0) | (tl.load(HEAD + 5) > 0)
+                v = tl.where((tl.load(MORE + of) > 0) & spare, v, float("-inf"))
             # A lane meets its candidates in the order of their indices.
             b1, b2, b3, b4, b5 = (
                 _later(v, k1, LOW),
@@ -208,6 +226,11 @@ def _decide_kernel(
     BEFORE,  # (n,) fp64, added before the gain, or None
     AFTER,  # (n,) fp64, added after it, or None
     LOG,  # (k, 2) fp64: picks and their gains
+    COST,
+    RATE,
+    CLASS,
+    MORE,
+    NEED,
     PARTS,
     GAIN: tl.constexpr,  # excess, cut, log: how the gain is made of FRESH
     GROUPS: tl.constexpr,
@@ -216,7 +239,7 @@ def _decide_kernel(
 ):
     # All that is written below is read up here, before the barriers of the reductions.
     t, finished, evaluated, wanted = tl.load(HEAD), tl.load(HEAD + 1), tl.load(HEAD + 3), tl.load(HEAD + 4)
-    reached, until = tl.load(REAL), tl.load(REAL + 1)
+    reached, until, left, free = tl.load(REAL), tl.load(REAL + 1), tl.load(REAL + 12), tl.load(HEAD + 5)
     slot = tl.arange(0, SLOTS)
     at = tl.load(AT + slot)
     there = tl.load(TOP + slot) > float("-inf")
@@ -242,7 +265,10 @@ def _decide_kernel(
     if AFTER is not None:
         gain = gain + tl.load(AFTER + at)
     gain = tl.where(there, gain, float("-inf"))
-    top, index = _best(gain, at, LOW)
+    rate = gain
+    if RATE is not None:
+        rate = gain / tl.load(RATE + at)
+    top, index = _best(rate, at, LOW)
     group = tl.arange(0, GROUPS)
     limit, other = _best(tl.load(LIMIT + group), tl.load(LIMIT_AT + group), LOW)
     if LOW:
@@ -251,6 +277,10 @@ def _decide_kernel(
         first = index > other
     picks = (top > limit) | ((top == limit) & first)
     picks = picks & (top > float("-inf")) & (finished == 0)
+    ends = False
+    if COST is not None:  # what costs, and would lower the value, is left where it is
+        ends = picks & (top < 0.0)
+        picks = picks & (top >= 0.0)
     chosen = there & (at == tl.where(picks, index, -1))
     fresh = there & (finished == 0)
     tl.store(KEY + at, tl.where(chosen, float("-inf"), gain), mask=fresh)
@@ -258,17 +288,28 @@ def _decide_kernel(
         # t: a gain now, and where a pick follows already one of before
         tl.store(STAMP + at, tl.zeros((SLOTS,), dtype=tl.int32) + t.to(tl.int32), mask=fresh)
     tl.store(LOG + 2 * t, index.to(tl.float64), mask=picks)
-    tl.store(LOG + 2 * t + 1, top, mask=picks)
-    reached += tl.where(picks, top, 0.0)
+    # a gain, which is what was compared only where there are no rates
+    best = tl.max(tl.where(there & (at == index), gain, float("-inf")), axis=0)
+    tl.store(LOG + 2 * t + 1, best, mask=picks)
+    reached += tl.where(picks, best, 0.0)
     tl.store(REAL, reached)
     if GAIN == "log":
         tl.store(REAL + 8, tl.sum(tl.where(chosen, residual, 0.0), axis=0))
     nothing = (top == float("-inf")) & (limit == float("-inf"))
-    done = (t + picks.to(tl.int64) >= wanted) | (reached >= until) | nothing
+    done = (t + picks.to(tl.int64) >= wanted) | (reached >= until) | nothing | ends
     tl.store(HEAD, t + picks.to(tl.int64))
     tl.store(HEAD + 1, tl.where(done | (finished != 0), 1, 0).to(tl.int64))
     tl.store(HEAD + 2, tl.where(picks, index, -1))
     tl.store(HEAD + 3, evaluated + tl.sum(fresh.to(tl.int64), axis=0))
+    if COST is not None:
+        tl.store(REAL + 12, left - tl.load(COST + index, mask=picks, other=0.0))
+    if CLASS is not None:
+        of = tl.load(CLASS + index, mask=picks, other=0)
+        more, need = tl.load(MORE + of), tl.load(NEED + of)
+        tl.debug_barrier()  # all threads have read what one writes
+        tl.store(MORE + of, more - 1, mask=picks)
+        tl.store(NEED + of, tl.maximum(need - 1, 0), mask=picks)
+        tl.store(HEAD + 5, free - tl.where(picks & (need == 0), 1, 0))
 
 
 @triton.jit
@@ -454,6 +495,9 @@ class Search:
     low      the lowest index wins ties, else the highest
     stale    whether a gain bounds later ones only with a margin and slack: then stamps are kept
     before, after  (n,) float64 that every gain has added to `weight` times it, or None
+    cost, left     (n,) float64 whole numbers, and what picks may cost together; gains below 0 are left out then
+    rate           (n,) float64 >= 1, by which gains are divided before they are compared, or None
+    quotas         (class (n,) int32, more (groups,) int32, need (groups,) int32, free): see the top; or None
     until    stop as soon as `reached` plus the gains of the picks is that much
     """
 
@@ -467,6 +511,10 @@ class Search:
         weight=1.0,
         before=None,
         after=None,
+        cost=None,
+        left=0.0,
+        rate=None,
+        quotas=None,
         reached=0.0,
         until=float("inf"),
         stale=False,
@@ -483,9 +531,12 @@ class Search:
 
         self.key = full((n,), float("-inf"), torch.float64)
         self.stamp = full((n,), 0, torch.int32) if stale else None
-        self.head = torch.tensor([0, int(wanted == 0), -1, 0, wanted], dtype=torch.int64, device=device)
+        *self.classes, free = quotas or (None, None, None, 0)
+        self.limits = dict(zip(("CLASS", "MORE", "NEED"), self.classes, strict=True), COST=cost, RATE=rate)
+        self.head = torch.tensor([0, int(wanted == 0), -1, 0, wanted, free], dtype=torch.int64, device=device)
         numbers = [reached, until, weight, margin, slack, *gain]
-        self.real = torch.tensor(numbers + [0.0] * (12 - len(numbers)), dtype=torch.float64, device=device)
+        numbers += [0.0] * (12 - len(numbers)) + [left]
+        self.real = torch.tensor(numbers, dtype=torch.float64, device=device)
         self.top, self.limit = (full((m,), float("-inf"), torch.float64) for m in (slots, self.groups))
         self.at, self.limit_at = (full((m,), 0, torch.int64) for m in (slots, self.groups))
         self.log = full((max(wanted, 1), 2), 0.0, torch.float64)
@@ -506,6 +557,7 @@ class Search:
             KEY=self.key, STAMP=self.stamp, HEAD=self.head, REAL=self.real, TOP=self.top, AT=self.at,
             LIMIT=self.limit, LIMIT_AT=self.limit_at, FRESH=fresh, PTR=ptr, ROWS=rows, Q=q, LEVEL=level, n=self.n,
             GROUPS=self.groups, TAKE=TAKE, RUN=RUN, LOW=self.low, BLOCK=BLOCK_SCAN, BLOCK_RAISE=BLOCK_RAISE,
+            **self.limits,
         )  # fmt: skip
 
     def decide(self, fresh, gain, *, own=None):
@@ -518,7 +570,7 @@ class Search:
             KEY=self.key, STAMP=self.stamp, HEAD=self.head, REAL=self.real, TOP=self.top, AT=self.at,
             LIMIT=self.limit, LIMIT_AT=self.limit_at, FRESH=fresh, OWN=own, BEFORE=self.before, AFTER=self.after,
             LOG=self.log, PARTS=fresh.numel() // self.slots, GAIN=gain, GROUPS=self.groups, SLOTS=self.slots,
-            LOW=self.low,
+            LOW=self.low, **self.limits,
         )  # fmt: skip
 
     @property

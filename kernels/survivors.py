@@ -51,7 +51,7 @@ def _store(
     tl.store(tl.expand_dims(Q + start, AXIS) + at, q, mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_b"])
 def _fill_kernel(
     A,  # (size_a, d) fp16 | bf16 | fp32, last dimension contiguous; candidates
     B,  # (size_b, d) as A; represented rows
@@ -64,6 +64,7 @@ def _fill_kernel(
     Q,  # (nnz,) int32
     size_a,
     size_b,
+    first_b,  # the number of B's first row
     d,
     tiles,  # tiles of side b of one program
     factor,  # fp32
@@ -101,7 +102,7 @@ def _fill_kernel(
         # 2^22: nothing is above it, which drops the rows beyond the end on one side, the mask those on the other
         level = tl.load(LEVEL + b, mask=b < size_b, other=2**22)
         keep = (q > level[None, :]) & (a[:, None] < size_a)
-        _store(q, keep, b.to(tl.int32)[None, :], CURSOR + rows_a, END + rows_a, ROWS, Q, 1)
+        _store(q, keep, (b + first_b).to(tl.int32)[None, :], CURSOR + rows_a, END + rows_a, ROWS, Q, 1)
         if SYMMETRIC:  # noqa: SIM102 (a constant, then a value of the run)
             if tile_b < diagonal:
                 level_a = tl.load(LEVEL + a, mask=a < size_a, other=2**22)
@@ -143,14 +144,35 @@ def fill(x, y, level, ptr, form, *, x_squares=None, y_squares=None):
     nnz = int(ptr[-1])
     rows = torch.empty(nnz, dtype=torch.int32, device=x.device)
     q = torch.empty(nnz, dtype=torch.int32, device=x.device)
-    symmetric = same(x, y)
+    cursor = ptr[:-1].clone()
+    append(x, y, level, cursor, ptr[1:], rows, q, form, x_squares=x_squares, y_squares=y_squares)
+    check_full(cursor, ptr)
+    return rows, q
+
+
+def append(x, y, level, cursor, end, rows, q, form, *, first=0, x_squares=None, y_squares=None):
+    """Write the pairs of these rows and candidates to where each candidate's go next, for pools that come in blocks.
+
+    cursor  (n,) int64, the next free place of each candidate; moved on
+    end     (n,) int64, the first place beyond its own: nothing is written there
+    rows, q  (nnz,) int32, written to
+    first   the number of x's first row
+    The other arguments, cost and errors as in `count`.
+    """
+    r, n = check_pair(x, y)
+    like = ("x", x)
+    checks.tensor("level", level, (r,), (torch.int32,), like)
+    for name, value in (("cursor", cursor), ("end", end)):
+        checks.tensor(name, value, (n,), (torch.int64,), like)
+    checks.tensor("rows", rows, (None,), (torch.int32,), like)
+    checks.tensor("q", q, tuple(rows.shape), (torch.int32,), like)
+    symmetric = first == 0 and same(x, y)
     config = launch_config("fill_symmetric" if symmetric else "fill", y, x, form)
     pair = pair_arguments(y, x, form, config, y_squares, x_squares)
-    if nnz == 0:
-        return rows, q
+    if len(rows) == 0:
+        return
     tiles_a, tiles_b = triton.cdiv(n, config.block_a), triton.cdiv(r, config.block_b)
     tiles = launch.tiles_of_a_program(tiles_a, tiles_b, x.device, MOST_TILES)
-    cursor = ptr[:-1].clone()
     launch.run(
         _fill_kernel,
         tiles_a * triton.cdiv(tiles_b, tiles),
@@ -159,16 +181,20 @@ def fill(x, y, level, ptr, form, *, x_squares=None, y_squares=None):
         **pair,
         LEVEL=level,
         CURSOR=cursor,
-        END=ptr[1:],
+        END=end,
         ROWS=rows,
         Q=q,
         size_a=n,
         size_b=r,
+        first_b=first,
         tiles=tiles,
         SYMMETRIC=symmetric,
     )
+
+
+def check_full(cursor, ptr):
+    """ValueError where `append` did not fill the lists that begin at ptr (n + 1,): they were counted otherwise."""
     if not torch.equal(cursor, ptr[1:]):
         raise ValueError(
             "ptr must be 0 and the running sums of count(...) for these very arguments; it is not"
         )
-    return rows, q

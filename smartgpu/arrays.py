@@ -39,8 +39,14 @@ def check_finite(x: np.ndarray, name: str) -> None:
     if x.dtype.kind != "f":
         return
     count, first, block = 0, -1, max(1, (1 << 20) // max(x.shape[1], 1))
+    wide = x.dtype.itemsize >= 4
     for i in range(0, len(x), block):
-        bad = np.isfinite(x[i : i + block])
+        part = x[i : i + block]
+        if (
+            wide and np.isfinite(part.min()) and np.isfinite(part.max())
+        ):  # NaN passes through both; a third of the time
+            continue
+        bad = np.isfinite(part)
         np.logical_not(bad, out=bad)
         if bad.any():
             count += int(bad.sum())
@@ -93,7 +99,7 @@ def as_tensor(value: Any, name: str) -> Any:
         raise ValueError(
             f"{name} is empty: expected at least one row and one feature, got shape {tuple(out.shape)}"
         )
-    count, first, block = 0, -1, max(1, (1 << 24) // out.shape[1])
+    count, first, block = 0, -1, max(1, (1 << 22) // out.shape[1])
     for i in range(0, len(out) if out.is_floating_point() else 0, block):
         bad = (~out[i : i + block].isfinite()).sum(dim=1)
         found = int(bad.sum())

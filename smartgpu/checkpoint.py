@@ -50,10 +50,12 @@ class Checkpoint:
 
     The record names data and options; picks of another record are refused, with what differs. A write goes to a
     temporary name and then replaces the file, so that an interrupted one leaves the previous checkpoint.
+    instead: the record of a call that failed, whose picks are not refused but dropped.
     """
 
-    def __init__(self, path: str | Path, record: dict[str, Any]):
+    def __init__(self, path: str | Path, record: dict[str, Any], instead: dict[str, Any] | None = None):
         self.path, self.record = Path(path), json.loads(json.dumps(record))
+        self.instead = json.loads(json.dumps(instead))
         self.saved = time.monotonic()
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +71,8 @@ class Checkpoint:
                 f"checkpoint {self.path} cannot be read ({error}); remove it to start anew"
             ) from error
         changed = differences(record, self.record)
+        if changed and record == self.instead:
+            return np.empty(0, np.int64), np.empty(0)
         if changed:
             raise ValueError(
                 f"checkpoint {self.path} is of another selection; remove it to start anew. "

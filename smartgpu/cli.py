@@ -1,10 +1,11 @@
-"""The command line: smartgpu select, rank, plan, evaluate, demo, doctor."""
+"""The command line: smartgpu select, rank, plan, mix, evaluate, report, demo, doctor."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import difflib
+import importlib.util
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from smartgpu.backends.gpu import DeviceLostError
 from smartgpu.config import Config, check_value, load_config
 from smartgpu.version import __version__
 
@@ -23,7 +25,9 @@ HELP = {
     "select": "choose the best k rows of a pool",
     "rank": "order the whole pool: every prefix is the selection of that size",
     "plan": "say what select, with the same options, will allocate and about how long it takes",
+    "mix": "choose tasks, how many rows of each, and which: a SMART mixture, ready for a trainer",
     "evaluate": "score chosen rows, from any tool",
+    "report": "draw what an output folder holds: one page that needs no network, and its numbers",
     "demo": "write a small instruction pool and select from it",
     "doctor": "say what is installed and what it enables, and check every backend on this machine",
 }
@@ -46,31 +50,35 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"smartgpu {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, text in HELP.items():
-        sub = commands.add_parser(command, help=text, description=text.capitalize() + ".", allow_abbrev=False)
+        sub = commands.add_parser(
+            command, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
         for f in FIELDS.values():
             if command in f.metadata["on"]:
-                _add(sub, f)
+                _add(sub, f, command)
         text = "read options from a file, by the same names; flags win"
         sub.add_argument("--config", metavar="YAML", help=text)
     return top
 
 
-def _add(sub: argparse.ArgumentParser, f: dataclasses.Field) -> None:
+def _add(sub: argparse.ArgumentParser, f: dataclasses.Field, command: str) -> None:
     meta = f.metadata
     how: dict[str, Any] = {"help": meta["help"], "default": argparse.SUPPRESS}
-    if meta.get("positional"):
-        sub.add_argument(f.name, nargs="?", metavar="POOL", **how)
+    if command in meta.get("positional", ()):
+        sub.add_argument(f.name, nargs="?", metavar=f.name.upper(), **how)
         return
     flags = [*([meta["short"]] if "short" in meta else []), "--" + f.name.replace("_", "-")]
     if f.type == "bool":
         sub.add_argument(*flags, action="store_true", **how)
         return
     if meta.get("choices"):  # check_value refuses others, in words
-        how["help"] += f": {', '.join(meta['choices'])} (default: {f.default or 'as POOL'})"
-    if meta["many"]:
+        how["help"] += f": {', '.join(meta['choices'])} (default: {f.default or meta.get('none', 'as POOL')})"
+    if meta["many"] and not meta.get("commas"):
         how["nargs"] = "+"
     kinds = {"int | float": number, "float": float, "int": int}
-    kind = next((parse for name, parse in kinds.items() if name in str(f.type)), str)
+    kind = next(
+        (parse for name, parse in kinds.items() if name in str(f.type) and not meta.get("commas")), str
+    )
     sub.add_argument(*flags, type=kind, metavar=f.name.upper(), **how)
 
 
@@ -114,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = load_config(file, command) if file else {}
             options |= {name: check_value(FIELDS[name], value, _flag(name)) for name, value in given.items()}
-            config = Config(**options)
+            config = Config.of(command, options)
             handler.setLevel(_level(config.quiet, config.verbose))
             status = _run(config, command, progress=not config.quiet and sys.stderr.isatty())
             sys.stdout.flush()
@@ -126,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except (ValueError, FileNotFoundError, ImportError) as error:
             return _fail(command, error, 2)
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError, DeviceLostError) as error:
             return _fail(command, error, 1)
     return status
 
@@ -178,7 +186,13 @@ def _run(config: Config, command: str, progress: bool) -> int:
         return int(bool(report.wrong))
     from smartgpu import runs
 
-    if command == "evaluate":
+    if command == "mix":
+        _mix(config, progress)
+    elif command == "report":
+        from smartgpu import runs_report
+
+        print(f"wrote {runs_report.run(config, progress)}")
+    elif command == "evaluate":
         result = runs.evaluate(config, progress)
         print(json.dumps(result.to_dict(), indent=1) if config.json else result)
     elif command == "plan":
@@ -186,9 +200,94 @@ def _run(config: Config, command: str, progress: bool) -> int:
         print(json.dumps(result.to_dict(), indent=1) if config.json else result)
     elif command == "demo":
         _demo(config, progress)
+    elif config.alpha_path:
+        from smartgpu import runs_alpha
+
+        path, written = runs_alpha.run(config, progress)
+        print(path)
+        if written is not None:
+            print(f"\n{written} holds this table")
     else:
         _report(runs.run(config, command, progress), config)
     return 0
+
+
+def _mix(config: Config, progress: bool) -> None:
+    from smartgpu import runs_mix, runs_sweep
+
+    if config.sweep:
+        rows, path = runs_sweep.run(config, progress)
+        _compare_sizes(rows)
+        if path is not None:
+            print(f"\n{path} holds this table")
+        return
+    done = runs_mix.run(config, progress)
+    if not done.fresh:
+        print(f"{config.out} holds this mixture already (--overwrite makes it anew):\n")
+    _report_mix(done.mixture, done.manifest, config.out)
+
+
+def _report_mix(mixture: Any, manifest: dict[str, Any], out: str) -> None:
+    """The largest tasks, what was written, and what reads it."""
+    options = mixture.options
+    by = f", tasks by {options['task_objective']['name']}" if mixture.method == "smart" else ""
+    counted = f"{len(mixture)} of {mixture.n} rows, {len(mixture.tasks)} of {mixture.n_tasks_in_pool} tasks"
+    print(f"{counted} (by {mixture.method}{by}, rows by {options['row_objective']['name']})\n")
+    tasks = sorted(mixture.tasks, key=lambda task: -task.budget)  # stable: in the order of selection
+    shown = tasks[: SHOWN if len(tasks) > SHOWN + 1 else len(tasks)]
+    table = [[_clipped(str(t.task)), str(t.size), str(t.budget), f"{t.gain:.5g}"] for t in shown]
+    rest = tasks[len(shown) :]
+    if rest:
+        sums = [str(sum(t.size for t in rest)), str(sum(t.budget for t in rest))]
+        table.append([f"{len(rest)} more tasks", *sums, ""])
+    _table(["task", "in the pool", "budget", "gain"], table)
+    full = sum(task.budget == task.size for task in tasks)
+    none = sum(not task.budget for task in tasks)
+    if full:
+        print(f"\n  tasks that give all their rows: {full} of {len(tasks)}")
+    if none:
+        print(f"\n  tasks that give no rows: {none} of {len(tasks)}")
+    written = sum(cut["file"].startswith("tasks/") for cut in manifest["files"])
+    combined = next(cut for cut in manifest["files"] if cut["file"].startswith("mixed."))
+    held = f"{combined['file']} ({combined['rows']} rows), tasks/ ({written} file{'s' * (written != 1)})"
+    print(f"\n{out} holds {held}, mixture.json and mixture.npz")
+    for name, export in manifest["exports"].items():
+        print(f"  {name}: {', '.join(file for file in export['files'] if file.count('/') == 1)}")
+
+
+def _compare_sizes(rows: list[Any]) -> None:
+    """Mixtures of several numbers of tasks, one line each."""
+    print(f"mixtures of {rows[0].n_rows} rows\n")
+    head = ["tasks", "coverage", "of left out", "effective tasks", "largest share", "duplicates"]
+    table = [
+        [
+            str(row.n_tasks),
+            f"{row.coverage:.2%}",
+            "-" if row.coverage_left_out is None else f"{row.coverage_left_out:.2%}",
+            f"{row.effective_tasks:.1f}",
+            f"{row.largest_share:.2%}",
+            str(row.duplicates),
+        ]
+        for row in rows
+    ]
+    _table(head, table)
+    print(
+        "\n  coverage: f(S) / f(V) of facility location on the prompts; of left out: of tasks that give no rows"
+    )
+    print("  effective tasks: exp(entropy) of the tasks' shares; duplicates: chosen rows that equal another")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> None:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in [head, *rows]:
+        cells = [f"{row[0]:<{widths[0]}}", *(f"{v:>{w}}" for v, w in zip(row[1:], widths[1:], strict=True))]
+        print(f"  {'  '.join(cells)}".rstrip())
+
+
+def _clipped(text: str) -> str:
+    words = _words(text)
+    return words if len(words) <= WIDTH - 30 else words[: WIDTH - 33] + "..."
 
 
 def _report(done: Any, config: Config) -> None:
@@ -238,6 +337,8 @@ def _demo(config: Config, progress: bool) -> None:
     _report(done, config)
     if done.x is not None:
         _compare(done, config)
+    if all(importlib.util.find_spec(name) for name in ("jinja2", "plotly")):
+        print(f"\n{shlex.join(['smartgpu', 'report', str(out)])} draws it: a page to open in a browser")
 
 
 def _demo_pool(folder: Path, overwrite: bool) -> Path:

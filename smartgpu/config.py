@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smartgpu.backends import NAMES, resolve
+from smartgpu.exports import TRAINERS
 from smartgpu.io import FORMATS
-from smartgpu.objectives import OBJECTIVES, GraphCut, LogDet, Objective, as_objective
-from smartgpu.options import MAXIMIZERS, PRECISIONS, TIES
+from smartgpu.mixture import METHODS, ORDERS
+from smartgpu.mixture.mixing import SEED
+from smartgpu.objectives import OBJECTIVES, FacilityLocation, GraphCut, LogDet, Objective, as_objective
+from smartgpu.objectives.quality import MISSING, SCALE, SCALES, check_alpha
+from smartgpu.objectives.targets import TARGETS
+from smartgpu.options import FALLBACKS, MAXIMIZERS, PRECISIONS, TIES
+from smartgpu.reporting import DRAWS, PROJECTIONS, SAMPLE
 from smartgpu.similarity import KINDS, Rbf, Similarity, as_similarity
 
-ALL = ("select", "rank", "plan", "evaluate", "demo")
-RUNS = ("select", "rank", "plan", "demo")
+ONE = ("select", "rank", "plan", "evaluate", "demo")  # a selection from one pool
+ALL = (*ONE, "mix")
+POOLS = (*ALL, "report")  # what reads a pool
+RUNS = ("select", "rank", "plan", "demo", "mix")
+MIX = ("mix",)
+QDIT = ("select", "rank", "plan", "mix")
+REPORT = ("report",)
+LIMITED = ("select",)
+BESIDE = ("select", "rank", "plan")
 # Options that are paths of data, whose content counts, or that change no result.
 ASIDE = {
     *(
         "pool",
+        "task_embeddings",
+        "task_matrix",
+        "export",
+        "export_root",
+        "response_field",
         "text",
         "embeddings",
         "embedding_field",
@@ -28,7 +47,11 @@ ASIDE = {
         "max_tokens",
         "given",
         "exclude",
+        *("given_from", "exclude_near", "target", "private"),
         "chosen",
+        "quality",
+        "alpha_path",
+        "include_rows",
     ),
     *(
         "out",
@@ -42,6 +65,7 @@ ASIDE = {
         "verbose",
         "plan",
         "json",
+        "report",
     ),
 }
 
@@ -60,13 +84,13 @@ class Config:
         None,
         "json, jsonl, csv, parquet (a file, a folder of shards or a glob), a HF dataset folder, or embeddings alone "
         "(npy, npz, safetensors, parquet with an embeddings column)",
-        on=("select", "rank", "plan", "evaluate"),
-        positional=True,
+        on=("select", "rank", "plan", "evaluate", "mix", "report"),
+        positional=("select", "rank", "plan", "evaluate", "mix"),
     )
     k: int | float | None = option(
         None,
         "rows to choose: an integer, or a share in (0, 1] with a decimal point",
-        on=("select", "plan", "demo"),
+        on=("select", "plan", "demo", "report"),
         short="-k",
     )
     sizes: Sequence[int | float] | None = option(
@@ -80,7 +104,7 @@ class Config:
         "stop at the smallest prefix that reaches this share of what all rows would give",
         on=("select", "plan"),
     )
-    out: str | None = option(None, "output folder", on=RUNS)
+    out: str | None = option(None, "output folder", on=(*RUNS, "report"), positional=("report",))
     chosen: str | None = option(
         None,
         "rows to score: an output folder, row numbers (one a line, or npy), or rows with a source_row field",
@@ -89,56 +113,250 @@ class Config:
     format: str | None = option(
         None, "format of the chosen rows (default: the pool's)", on=RUNS, choices=tuple(FORMATS)
     )
-    objective: str = option("facility_location", "what to maximise", choices=tuple(OBJECTIVES))
-    lam: float | None = option(None, "lambda of graph_cut (default 0.4) or log_det (default 1)")
+    task_field: str = option("task", "field that holds each row's task (default: task)", on=(*MIX, "report"))
+    template_field: str | None = option(
+        None, "field that says how a row is worded: a task's budget is split over its templates", on=MIX
+    )
+    n_tasks: int | None = option(None, "tasks to choose (default: all)", on=MIX)
+    n_rows: int | float | None = option(None, "rows of the mixture, or a share of the pool", on=MIX)
+    method: str = option("smart", "how tasks and their budgets are chosen", on=MIX, choices=METHODS)
+    order: str = option("shuffled", "order of the rows in the combined file", on=MIX, choices=ORDERS)
+    sweep: Sequence[int] | None = option(
+        None,
+        "numbers of tasks to compare instead of writing a mixture: 8,16,32",
+        on=MIX,
+        many=True,
+        commas=True,
+    )
+    export: Sequence[str] | None = option(
+        None,
+        "trainers to write it for, by commas",
+        on=MIX,
+        many=True,
+        commas=True,
+        choices=tuple(TRAINERS),
+        none="none",
+    )
+    export_root: str | None = option(
+        None, "path of OUT where the trainer runs (default: that of OUT here, absolute)", on=MIX
+    )
+    response_field: str | None = option(
+        None, "field that holds the answer, for --export (default: by the usual names)", on=MIX
+    )
+    temperature: float = option(1.0, "of the softmax, or of the method temperature", on=MIX)
+    include: Sequence[str] | None = option(None, "tasks that are chosen in any case", on=MIX, many=True)
+    drop: Sequence[str] | None = option(None, "tasks that are left out", on=MIX, many=True)
+    min_rows: Sequence[str] | None = option(
+        None,
+        "least rows of a chosen task: a number for all, or TASK=NUMBER ...",
+        on=MIX,
+        many=True,
+        table=True,
+    )
+    max_rows: Sequence[str] | None = option(
+        None, "most rows of a task: a number for all, or TASK=NUMBER ...", on=MIX, many=True, table=True
+    )
+    task_objective: str = option("graph_cut", "what selects tasks", on=MIX, choices=tuple(OBJECTIVES))
+    task_lam: float | None = option(None, "lambda of the task objective (default 0.4, log_det 1)", on=MIX)
+    task_similarity: str = option(
+        "cosine", "similarity of two tasks", on=MIX, choices=tuple(k for k in KINDS if k != "precomputed")
+    )
+    task_embeddings: str | None = option(
+        None, "file with a row per task, in order of first appearance (default: the mean of its rows)", on=MIX
+    )
+    task_matrix: str | None = option(
+        None, "file with the similarities of tasks, tasks x tasks, in order of first appearance", on=MIX
+    )
+    row_objective: str = option(
+        "facility_location", "what selects rows in a task", on=MIX, choices=(*OBJECTIVES, "random")
+    )
+    row_lam: float | None = option(None, "lambda of the row objective (default 0.4, log_det 1)", on=MIX)
+    full_order: bool = option(False, "order all rows of the chosen tasks, in mixture.npz", on=MIX)
+    objective: str = option("facility_location", "what to maximise", on=ONE, choices=tuple(OBJECTIVES))
+    lam: float | None = option(None, "lambda of graph_cut (default 0.4) or log_det (default 1)", on=ONE)
+    alpha: float | None = option(
+        None, "0 to 1, share of quality against coverage (QDIT); of the rows of a task with mix", on=QDIT
+    )
+    quality_field: str | None = option(
+        None, "field that holds each row's quality, of the pool or of --quality", on=QDIT
+    )
+    quality: str | None = option(
+        None, "file with the quality of each pool row, in pool order: npy, or rows with a field", on=QDIT
+    )
+    quality_scale: str | None = option(
+        None, "scale between coverage and quality", on=QDIT, choices=SCALES, none="mean"
+    )
+    quality_missing: str | None = option(
+        None, "what takes the place of missing quality", on=QDIT, choices=MISSING, none="none, refused"
+    )
+    alpha_path: Sequence[float] | None = option(
+        None, "alphas to compare instead of selecting: 0,0.1,0.5,1", on=("select",), many=True, commas=True
+    )
+    budget: float | None = option(
+        None, "what the chosen rows may cost together, in units of the cost", on=LIMITED
+    )
+    cost_field: str | None = option(
+        None, "field that holds what each row costs, tokens for example", on=LIMITED
+    )
+    cost: str | None = option(
+        None,
+        "chars: a row costs the characters of its text over 4, about its tokens",
+        on=LIMITED,
+        choices=("chars",),
+    )
+    cost_text: Sequence[str] | None = option(
+        None, "fields that --cost chars counts (default: all that hold text)", on=LIMITED, many=True
+    )
+    quota_field: str | None = option(None, "field whose labels are groups with quotas", on=LIMITED)
+    quota_min: Sequence[str] | None = option(
+        None,
+        "least rows of a group: a count, a share of k with a point, or LABEL=NUMBER ...",
+        on=LIMITED,
+        many=True,
+        table=True,
+    )
+    quota_max: Sequence[str] | None = option(None, "most rows of a group", on=LIMITED, many=True, table=True)
+    quota_exact: Sequence[str] | None = option(None, "rows of a group", on=LIMITED, many=True, table=True)
+    include_rows: str | None = option(
+        None, "rows that must be chosen (as --chosen): they are the first picks", on=LIMITED
+    )
     similarity: str = option("cosine", "similarity of two rows", choices=tuple(KINDS))
     gamma: float | None = option(None, "gamma of rbf (default 1 / features)")
     given: str | None = option(
         None,
         "rows already chosen: they count but are not returned (as --chosen)",
-        on=("select", "rank", "plan"),
+        on=("select", "rank", "plan", "report"),
     )
     exclude: str | None = option(
-        None, "rows that may not be chosen (as --chosen)", on=("select", "rank", "plan")
+        None, "rows that may not be chosen (as --chosen)", on=("select", "rank", "plan", "report")
     )
-    text: Sequence[str] | None = option(None, "field or fields that hold the text to embed", many=True)
-    embeddings: str | None = option(None, "file with one embedding per pool row, in pool order")
-    embedding_field: str | None = option(None, "column or array that holds the embeddings")
+    given_from: str | None = option(
+        None, "file of rows that are not in the pool and count as chosen: embeddings, or texts", on=BESIDE
+    )
+    exclude_near: str | None = option(
+        None, "file of rows (embeddings or texts) that no chosen row may be close to", on=BESIDE
+    )
+    exclude_above: float | None = option(
+        None, "the similarity from which a row is too close to these", on=BESIDE
+    )
+    target: str | None = option(
+        None, "file of rows (embeddings or texts) that the chosen shall be like: a query set", on=BESIDE
+    )
+    private: str | None = option(None, "file of rows that the chosen shall be unlike", on=BESIDE)
+    target_objective: str | None = option(
+        None, "how", on=BESIDE, choices=tuple(TARGETS), none="that of facility location for what is given"
+    )
+    eta: float | None = option(
+        None, "of a target: weight of the similarity to the query (default: 1)", on=BESIDE
+    )
+    nu: float | None = option(
+        None, "of a target: weight of the similarity to the private rows (default: 1)", on=BESIDE
+    )
+    text: Sequence[str] | None = option(
+        None, "field or fields that hold the text to embed", on=POOLS, many=True
+    )
+    embeddings: str | None = option(None, "file with one embedding per pool row, in pool order", on=POOLS)
+    embedding_field: str | None = option(None, "column or array that holds the embeddings", on=POOLS)
     embedder: str | None = option(
-        None, "embedding model: a folder, or a name in the Hugging Face cache (default: all-MiniLM-L6-v2)"
+        None,
+        "embedding model: a folder, or a name in the Hugging Face cache (default: all-MiniLM-L6-v2)",
+        on=POOLS,
     )
     max_tokens: int | None = option(None, "cut texts here (default: the model's own limit)")
-    batch_size: int = option(64, "texts embedded at a time")
-    device: str | None = option(None, "torch device for embedding (default: the best there is)")
-    cache: str | None = option(None, "folder of the embedding cache, or 'off' (default: ~/.cache/smartgpu)")
-    backend: str = option("auto", "what computes", choices=NAMES)
+    batch_size: int = option(64, "texts embedded at a time", on=POOLS)
+    device: str | None = option(None, "torch device for embedding (default: the best there is)", on=POOLS)
+    cache: str | None = option(
+        None, "folder of the embedding cache, or 'off' (default: ~/.cache/smartgpu)", on=POOLS
+    )
+    backend: str = option("auto", "what computes", on=POOLS, choices=NAMES)
     maximizer: str = option("lazy", "how the greedy picks are found", choices=MAXIMIZERS, on=RUNS)
-    precision: str = option("auto", "triton only: what features and their products are", choices=PRECISIONS)
+    precision: str = option(
+        "auto", "triton only: what features and their products are", on=POOLS, choices=PRECISIONS
+    )
+    fallback: str | None = option(
+        None,
+        "backend that takes over where a GPU lacks the memory or fails",
+        on=("select", "rank"),
+        choices=FALLBACKS,
+    )
     tie_break: str = option("low", "index that wins among equal gains", choices=TIES, on=RUNS)
     epsilon: float = option(0.01, "stochastic only: n / k ln(1 / epsilon) candidates a pick", on=RUNS)
-    seed: int = option(0, "stochastic only", on=RUNS)
-    threads: int | None = option(None, "CPU threads (default: all)")
-    memory: str | None = option(
-        None, "memory beyond the input, bytes or '4GB' (default: an eighth of what is free)"
+    seed: int = option(
+        0,
+        "stochastic only; with mix, of the shuffle and all that is random (default: 23)",
+        on=RUNS,
+        of_mix=SEED,
     )
+    threads: int | None = option(None, "CPU threads (default: all)", on=POOLS)
+    memory: str | None = option(
+        None, "memory beyond the input, bytes or '4GB' (default: an eighth of what is free)", on=POOLS
+    )
+    report: bool = option(
+        False, "write a report as well: OUT/report.html, and its numbers", on=("select", "rank", "mix")
+    )
+    draws: int = option(DRAWS, f"random sets of as many rows to compare with (default: {DRAWS})", on=REPORT)
+    sample: int = option(
+        SAMPLE,
+        f"rows on which coverage is measured where there are more (default: {SAMPLE}); 0 is all",
+        on=REPORT,
+    )
+    projection: str = option("auto", "how rows are drawn in the plane", on=REPORT, choices=PROJECTIONS)
     overwrite: bool = option(False, "start anew, replacing what OUT holds of another run", on=RUNS)
-    quiet: bool = option(False, "no progress bars, warnings only", on=(*ALL, "doctor"), short="-q")
+    quiet: bool = option(False, "no progress bars, warnings only", on=(*POOLS, "doctor"), short="-q")
     verbose: bool = option(
-        False, "more log lines, and where an error came from", on=(*ALL, "doctor"), short="-v"
+        False, "more log lines, and where an error came from", on=(*POOLS, "doctor"), short="-v"
     )
     plan: bool = option(
         False, "print what it will allocate, and about how long it takes", on=("select", "rank")
     )
     json: bool = option(False, "print JSON", on=("evaluate", "plan", "doctor"))
 
-    def make_objective(self) -> Objective:
-        """The objective that the options name. ValueError where lam is given for one without."""
-        if self.lam is None:
-            return as_objective(self.objective)
+    @classmethod
+    def of(cls, command: str, options: dict[str, Any]) -> Config:
+        """The options of a command; of those that are not given, the defaults of that command."""
+        name = f"of_{command}"
+        defaults = {f.name: f.metadata[name] for f in dataclasses.fields(cls) if name in f.metadata}
+        return cls(**(defaults | options))
+
+    def make_objective(self, of: str = "") -> Objective:
+        """The objective that the options name, "task_" or "row_" before them. ValueError for a lam of one without."""
+        objective, lam = getattr(self, f"{of}objective"), getattr(self, f"{of}lam")
+        if lam is None or self.target is not None or self.private is not None:
+            return as_objective(objective)
         kinds = {kind.name: kind for kind in (GraphCut, LogDet)}
-        if self.objective not in kinds:
-            raise ValueError(f"lam is an option of graph_cut and log_det, not of {self.objective}")
-        return kinds[self.objective](self.lam)
+        if objective not in kinds:
+            raise ValueError(f"{of}lam is an option of graph_cut and log_det, not of {objective}")
+        return kinds[objective](lam)
+
+    def quality_options(self, of: str = "") -> dict[str, Any] | None:
+        """scale and missing of the quality that is asked for, None where none is. ValueError for what does not fit."""
+        named = {
+            name: getattr(self, name)
+            for name in ("quality", "quality_field", "quality_scale", "quality_missing")
+        }
+        alphas = list(self.alpha_path or ()) + ([] if self.alpha is None else [self.alpha])
+        if not alphas:
+            for name, value in named.items():
+                if value is not None:
+                    raise ValueError(
+                        f"--alpha is missing: --{name.replace('_', '-')} is the quality that it weighs"
+                    )
+            return None
+        if self.alpha_path and self.alpha is not None:
+            raise ValueError("--alpha cannot be combined with --alpha-path, which compares several")
+        for alpha in alphas:
+            check_alpha(alpha)
+        if self.quality is None and self.quality_field is None:
+            raise ValueError(
+                "--alpha needs the quality of the rows: --quality-field, or a file with --quality"
+            )
+        objective = getattr(self, f"{of}objective")
+        if objective != FacilityLocation.name:
+            flag = f"--{of}objective".replace("_", "-")
+            raise ValueError(
+                f"--alpha weighs quality against facility_location, not against {flag} {objective}"
+            )
+        return {"scale": self.quality_scale or SCALE, "missing": self.quality_missing}
 
     def make_similarity(self) -> Similarity:
         """The similarity that the options name. ValueError where gamma is given for one without."""
@@ -150,12 +368,13 @@ class Config:
 
     def how(self) -> dict[str, Any]:
         """Keyword arguments of select() that say how to run."""
-        names = ("maximizer", "tie_break", "epsilon", "seed", "threads", "memory", "precision")
+        names = ("maximizer", "tie_break", "epsilon", "seed", "threads", "memory", "precision", "fallback")
         return {"backend": resolve(self.backend), **{name: getattr(self, name) for name in names}}
 
-    def record(self) -> dict[str, Any]:
+    def record(self, command: str) -> dict[str, Any]:
         """The options on which the result depends, as JSON values. Data enter by content (runs.py), not by path."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ASIDE}
+        fields = [f for f in dataclasses.fields(self) if f.name not in ASIDE and command in f.metadata["on"]]
+        options = {f.name: getattr(self, f.name) for f in fields}
         return {**options, "backend": resolve(self.backend)}
 
 
@@ -191,9 +410,23 @@ def check_value(f: dataclasses.Field, value: Any, where: str) -> Any:
     if value is None:
         return f.default
     if f.metadata["many"]:
-        value = value if isinstance(value, list) else [value]
-        return [_scalar(f, v, where) for v in value]
+        return [_scalar(f, v, where) for v in _listed(f, value)]
     return _scalar(f, value, where)
+
+
+def _listed(f: dataclasses.Field, value: Any) -> list[Any]:
+    """The values of an option that takes several: as a list, "8,16,32" taken apart, {task: 5} as "task=5"."""
+    if f.metadata.get("table"):
+        value = [f"{name}={rows}" for name, rows in value.items()] if isinstance(value, dict) else value
+        return [str(v) for v in (value if isinstance(value, list) else [value])]
+    value = value if isinstance(value, list) else [value]
+    if not f.metadata.get("commas"):
+        return value
+    parts = [part.strip() for v in value for part in str(v).split(",")]
+    if "float" in str(f.type):
+        return [float(p) if re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", p) else p for p in parts if p]
+    numbers = "int" in str(f.type)
+    return [int(p) if numbers and re.fullmatch("[+-]?[0-9]+", p) else p for p in parts if p]
 
 
 def _scalar(f: dataclasses.Field, value: Any, where: str) -> Any:

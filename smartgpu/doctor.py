@@ -99,6 +99,8 @@ EXTRAS = (
     ("datasets", "pip install 'smartgpu[hf]'", "HF dataset folders, --format hf"),
     ("safetensors", "pip install 'smartgpu[io]'", "embeddings in .safetensors"),
     ("scipy", "pip install scipy", "sparse precomputed similarities"),
+    ("jinja2", "pip install 'smartgpu[report]'", "smartgpu report, --report"),
+    ("plotly", "pip install 'smartgpu[report]'", "smartgpu report, --report"),
 )
 DISTRIBUTIONS = {"yaml": ("pyyaml",), "cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy")}
 

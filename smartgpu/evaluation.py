@@ -72,10 +72,11 @@ def evaluate(
     The bound is f(S) + sum of the |S| largest gains left (monotone submodular objectives): no set of |S| rows reaches
     more. One sweep. Raises as select() does.
     """
-    job = Job.check(X, objective, similarity, make_options(backend, options))
+    job = Job.check(X, objective, similarity, make_options({"backend": backend, **options}))
     rows = as_rows(indices, job.n, "indices")
     if not len(rows):
         raise ValueError("indices is empty: there is nothing to evaluate")
+    job = job.sized(len(rows))
     if resolve(job.options.backend) == "reference":
         return _evaluate_by_reference(job, rows)
     ground = job.ground()

@@ -1,8 +1,8 @@
 """The output folder: what smartgpu wrote there, what is unfinished, what may be replaced.
 
-While a run is unfinished, OUT/.partial holds what it is (run.json), how far it came (picks.npz) and what it has written
-so far. The same command goes on from there. What is whole is moved up to OUT, selection.json last: where that stands
-and .partial does not, the run is done.
+While a run is unfinished, OUT/.partial holds what it is (run.json), how far it came (picks.npz, done-*.npz) and what it
+has written so far. The same command goes on from there. What is whole is moved up to OUT, the manifest last
+(selection.json, mixture.json): where that stands and .partial does not, the run is done.
 """
 
 from __future__ import annotations
@@ -15,23 +15,52 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smartgpu.checkpoint import differences
 from smartgpu.files import replacing
+from smartgpu.reporting.place import discard
 
 log = logging.getLogger("smartgpu")
 PARTIAL, MANIFEST, ARRAYS = ".partial", "selection.json", "selection.npz"
-WRITTEN = re.compile(r"(selected|ranked)(-[0-9]+)?(\.[a-z]+)?")  # names of files of chosen rows
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a run makes: the names of its files, relative to OUT.
+
+    written   the names of its files of rows: nothing else that a manifest lists is ever replaced or removed
+    progress  what .partial holds of it when it is not new
+    """
+
+    noun: str
+    manifest: str
+    arrays: str
+    written: re.Pattern[str]
+    progress: str
+
+
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+SELECTION = Kind(
+    "selection", MANIFEST, ARRAYS, re.compile(r"(selected|ranked)(-[0-9]+)?(\.[a-z]+)?"), "picks.npz"
+)
+MIXTURE = Kind(
+    "mixture",
+    "mixture.json",
+    "mixture.npz",
+    re.compile(rf"mixed\.[a-z]+|tasks/{_NAME}|exports/{_NAME}(/{_NAME})?"),
+    "done-*.npz",
+)
 
 
 class Folder:
     """OUT: refuses what another run left there, keeps the unfinished one, and knows when a run is whole."""
 
-    def __init__(self, path: str, record: dict[str, Any], overwrite: bool):
-        self.path = Path(path).expanduser()
-        self.partial, self.manifest = self.path / PARTIAL, self.path / MANIFEST
+    def __init__(self, path: str, record: dict[str, Any], overwrite: bool, kind: Kind = SELECTION):
+        self.path, self.kind = Path(path).expanduser(), kind
+        self.partial, self.manifest = self.path / PARTIAL, self.path / kind.manifest
         self.record = json.loads(json.dumps(record))
         if not path or (self.path.exists() and not self.path.is_dir()):
             raise ValueError(f"--out must be a folder, got {f'the file {path}' if path else 'no name'}")
@@ -43,15 +72,15 @@ class Folder:
         self.new, self.whole = unfinished is None, False
         # An unfinished run was allowed to replace what is finished here: it comes first.
         if unfinished is not None:
-            self._refuse_other(unfinished, "an unfinished selection")
-            if (self.partial / "picks.npz").is_file():
-                log.info("going on from the unfinished selection in %s", self.partial)
+            self._refuse_other(unfinished, f"an unfinished {kind.noun}")
+            if any(self.partial.glob(kind.progress)):
+                log.info("going on from the unfinished %s in %s", kind.noun, self.partial)
         elif finished is not None and not overwrite:
-            self._refuse_other(finished.get("run"), "a selection")
+            self._refuse_other(finished.get("run"), f"a {kind.noun}")
             gone = [name for name in self._ours() if not (self.path / name).exists()]
             if gone:
                 raise ValueError(
-                    f"{self.path} lacks {', '.join(gone)} of its selection: --overwrite makes it anew"
+                    f"{self.path} lacks {', '.join(gone[:5])} of its {kind.noun}: --overwrite makes it anew"
                 )
             self.whole = True
 
@@ -65,13 +94,13 @@ class Folder:
             )
 
     def held(self) -> dict[str, Any] | None:
-        """selection.json, None where there is none."""
+        """The manifest, None where there is none."""
         return _read_json(self.manifest)
 
     def _ours(self) -> list[str]:
         """Names in OUT that smartgpu wrote, by the manifests there; nothing else is ever replaced or removed."""
-        names = []
-        for path in (self.manifest, self.partial / MANIFEST):
+        names, arrays = [], self.kind.arrays
+        for path in (self.manifest, self.partial / self.kind.manifest):
             held = _read_json(path)
             if held is not None:
                 try:
@@ -80,13 +109,14 @@ class Folder:
                     raise ValueError(
                         f"{path} is not of smartgpu: move it, or choose another folder"
                     ) from None
-                names += [name for name in [*files, ARRAYS] if name == ARRAYS or WRITTEN.fullmatch(name)]
+                names += [n for n in [*files, arrays] if n == arrays or self.kind.written.fullmatch(n)]
         return list(dict.fromkeys(names))
 
     def _check_partial(self) -> None:
         """A .partial that holds anything but no run.json is somebody else's."""
         held = [path.name for path in self.partial.iterdir()] if self.partial.is_dir() else []
-        if "run.json" not in held and any(not name.endswith(".tmp") for name in held):
+        foreign = "run.json" not in held and any(not name.endswith(".tmp") for name in held)
+        if foreign or self.partial.is_symlink():
             raise ValueError(f"{self.partial} is not of smartgpu: move it, or choose another folder")
 
     def _drop(self) -> None:
@@ -99,12 +129,7 @@ class Folder:
     @contextmanager
     def working(self, names: list[str]) -> Iterator[None]:
         """Around the work: OUT and .partial are there; gone again if this call made them and its input was bad."""
-        ours = self._ours()
-        for name in [*names, ARRAYS]:
-            if name not in ours and os.path.lexists(self.path / name):
-                raise ValueError(
-                    f"{self.path / name} exists and is not of smartgpu: move it, or choose another folder"
-                )
+        self.check_free(names)
         made = not self.path.exists()
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
@@ -122,16 +147,43 @@ class Folder:
                         self.path.rmdir()
             raise
 
+    def check_free(self, names: list[str]) -> None:
+        """Refuse names in OUT that another than smartgpu gave to something there."""
+        ours = self._ours()
+        inner = {parent.as_posix() for name in names for parent in Path(name).parents} - {"."}
+        for name in [*names, self.kind.arrays, *inner]:
+            foreign = name not in ours and os.path.lexists(self.path / name)
+            if name in inner:  # a link could lead out of OUT
+                foreign &= (self.path / name).is_symlink() or not (self.path / name).is_dir()
+            if foreign:
+                raise ValueError(
+                    f"{self.path / name} exists and is not of smartgpu: move it, or choose another folder"
+                )
+
     def finish(self, manifest: dict[str, Any]) -> None:
         """Everything is written in .partial: replace what an earlier run left in OUT by it."""
         before = self._ours()
-        with replacing(self.partial / MANIFEST, "w") as file:
-            json.dump(manifest, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        kind = self.kind
+        self.describe(manifest, self.partial)
         _remove(self.path, before)
-        for name in [*(cut["file"] for cut in manifest["files"]), ARRAYS, MANIFEST]:
+        discard(self.path)
+        for name in [*(cut["file"] for cut in manifest["files"]), kind.arrays, kind.manifest]:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.partial / name, self.path / name)
         shutil.rmtree(self.partial)
+
+    def describe(self, manifest: dict[str, Any], folder: Path | None = None) -> None:
+        """Write the manifest, into OUT unless another folder is named."""
+        with replacing((folder or self.path) / self.kind.manifest, "w") as file:
+            json.dump(manifest, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+
+    def replace_files(self, manifest: dict[str, Any]) -> None:
+        """Another manifest for a whole run whose new files are written: files that it no longer lists are removed."""
+        listed = {self.kind.arrays, *(cut["file"] for cut in manifest["files"])}
+        before = self._ours()
+        self.describe(manifest)
+        _remove(self.path, [name for name in before if name not in listed])
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -154,3 +206,7 @@ def _remove(folder: Path, names: list[str]) -> None:
                 shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    inner = {parent for name in names for parent in Path(name).parents} - {Path()}
+    for parent in sorted(inner, reverse=True):  # folders that are empty now, the innermost first
+        with contextlib.suppress(OSError):
+            (folder / parent).rmdir()

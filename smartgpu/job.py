@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from smartgpu.arrays import as_matrix, as_similarity_matrix
-from smartgpu.backends import footprint, resolve
-from smartgpu.backends.gpu import need_gpu
+from smartgpu.arrays import as_matrix, as_similarity_matrix, on_host
+from smartgpu.backends import find_backend, resolve
+from smartgpu.backends.gpu import DeviceMemoryError, need_gpu
 from smartgpu.objectives import Ground, Objective, as_objective
-from smartgpu.objectives.cost import MAXIMIZER, PICK, Cost, Part, Shape
+from smartgpu.objectives.cost import Cost, Part, Shape
+from smartgpu.objectives.outside import check_outside, scratch
 from smartgpu.options import Options, bytes_text
 from smartgpu.similarity import Matrix, Precomputed, Similarity, as_similarity
 from smartgpu.version import __version__
-from smartgpu.workers import cpu_count, default_memory
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Job:
     kind: Similarity
     objective: Objective
     options: Options
+    outside: Any = None  # rows that are not in the pool and count as chosen
+    others: tuple[Any, ...] = ()  # all such rows that the pool's similarity to is asked for
 
     @classmethod
     def check(cls, X: Any, objective: Any, similarity: Any, options: Options) -> Job:
@@ -49,6 +53,24 @@ class Job:
     def n(self) -> int:
         return self.x.shape[1] if isinstance(self.x, Matrix) else len(self.x)
 
+    def sized(self, k: int) -> Job:
+        """The job of choosing k rows."""
+        return replace(self, objective=self.objective.sized(self.x.shape[0], k))
+
+    def beside(self, outside: Any, others: list[Any]) -> Job:
+        """The job with rows from elsewhere. Raises ValueError where these do not fit, or memory is short for them."""
+        if outside is None and not others:
+            return self
+        if resolve(self.options.backend) != "triton":
+            outside = None if outside is None else on_host(outside)
+        if outside is not None:
+            check_outside("given", outside, self.x, self.kind)
+            others = [*others, outside]
+        job = replace(self, outside=outside, others=tuple(others))
+        if job.planned and not isinstance(job.x, Matrix):
+            job.sized(1).budget(1)
+        return job
+
     def dense(self) -> np.ndarray:
         """The pool for the reference; ValueError where its n x n matrices would be too large."""
         if self.n > 20_000:
@@ -57,39 +79,95 @@ class Job:
 
     @property
     def planned(self) -> bool:
-        """Whether what the call allocates is known beforehand: on the CPU."""
-        return resolve(self.options.backend) == "numpy"
+        """Whether what the call allocates is known beforehand."""
+        return resolve(self.options.backend) != "reference"
+
+    def how(self) -> dict[str, Any]:
+        """What the backend is told."""
+        names = ("threads", "progress")
+        if resolve(self.options.backend) == "triton":
+            names += ("precision",)
+        return {name: getattr(self.options, name) for name in names}
 
     def budget(self, picks: int, coverage: bool = False) -> Budget:
         """What choosing that many rows, given ones included, must hold, and what the memory leaves beside it.
 
         Raises ValueError where that is more than `memory`. From shapes alone: nothing is computed.
         """
-        threads = self.options.threads or cpu_count()
-        shape = Shape.of(self.x, self.kind, picks, threads, coverage)
-        cost = self.objective.cost(shape) + Cost(
-            (
-                Part("bounds and order of the candidates", MAXIMIZER * self.n),
-                Part("picks", PICK * picks),
-                Part("threads, lists", footprint.SMALL),
-            ),
-            shape.reading,
-        )
-        least, given = cost.least, self.options.memory
+        given = self.options.memory
+        default, most = find_backend(self.options.backend).room(*self.sets)
+        shape, cost = self._fitting(picks, coverage, most)
+        least, where = cost.least, shape.footprint.place
         if given is not None and given < least:
             raise ValueError(
-                f"memory must be at least {bytes_text(least, up=True)} for this selection, got {bytes_text(given)}"
+                f"memory must be at least {bytes_text(least, up=True)} for this selection{where and ' '}{where}, "
+                f"got {bytes_text(given)}"
             )
-        return Budget(shape, cost, max(default_memory(), least) if given is None else given)
+        memory = max(default, least) if given is None else given
+        if most is None:
+            return Budget(shape, cost, memory)
+        if least > most:
+            raise _no_room("the selection does not fit the device", least, most)
+        return Budget(shape, cost, min(memory, most))
+
+    def _fitting(self, picks: int, coverage: bool, most: int | None) -> tuple[Shape, Cost]:
+        """Shape and cost, with features that stream where a device has no room for all of them."""
+        held = self._cost(picks, coverage)
+        if (
+            most is None
+            or isinstance(self.x, Matrix)
+            or held[1].least <= min(self.options.memory or most, most)
+        ):
+            return held
+        streamed = self._cost(picks, coverage, stream=True)
+        return min(held, streamed, key=lambda both: both[1].least)
+
+    def _cost(self, picks: int, coverage: bool, **how: Any) -> tuple[Shape, Cost]:
+        """What the selection is and costs; stream: with features that stay on the host of a device."""
+        sizes = find_backend(self.options.backend).footprint(self.x, self.kind, **self.how(), **how)
+        shape = Shape.of(self.x, self.kind, picks, sizes, coverage)
+        return shape, self.objective.cost(shape) + Cost(
+            (
+                Part("bounds and order of the candidates", sizes.search(self.n)),
+                Part("picks", sizes.picks(picks)),
+                Part(sizes.fixed_name, sizes.fixed()),
+            ),
+            max(sizes.input(self.n, shape.entries), scratch(shape, *self.others)),
+        )
+
+    @property
+    def sets(self) -> list[Any]:
+        """What the caller's data are, where it matters on which device they lie."""
+        return [self.x.dense if isinstance(self.x, Matrix) else self.x]
+
+    @contextmanager
+    def failures(self, budget: Budget | None, fresh: bool = False) -> Iterator[None]:
+        """Inside, a device that fails is told of as DeviceMemoryError or DeviceLostError, with what can be done.
+
+        fresh: nothing of the selection is on the device yet, and all that it needs must be free.
+        """
+        engine = find_backend(self.options.backend)
+        least = budget.cost.least if budget else 0
+        try:
+            most = engine.room(*self.sets)[1] if fresh else None
+            if most is not None and least > most:  # others may have taken some since it was planned
+                raise DeviceMemoryError("the device is taken", most)
+            with engine.failures(*self.sets):
+                yield
+        except DeviceMemoryError as error:
+            raise _no_room(str(error), least, error.free) from error.__cause__
 
     def ground(self, budget: Budget | None = None) -> Ground:
-        how = {name: getattr(self.options, name) for name in ("threads", "memory", "progress")}
-        if budget is not None:
+        how = {**self.how(), "memory": self.options.memory}
+        if budget is None:
+            most = find_backend(self.options.backend).room(*self.sets)[1]
+            if most is not None:
+                how["stream"] = self._fitting(1, False, most)[0].footprint.stream
+        else:
             how |= {"picks": budget.shape.k, "spare": budget.spare}
-        backend = resolve(self.options.backend)
-        if backend == "triton":
-            how["precision"] = self.options.precision
-        return Ground(self.x, self.kind, backend, **how)
+            if budget.shape.footprint.place:  # what an objective's own arrays may take is there as well
+                how |= {"memory": budget.memory, "stream": budget.shape.footprint.stream}
+        return Ground(self.x, self.kind, resolve(self.options.backend), outside=self.outside, **how)
 
     def described(self) -> dict[str, Any]:
         return {
@@ -114,6 +192,17 @@ class Budget:
     def spare(self) -> int:
         """Bytes for each term that can use more than it must hold."""
         return (self.memory - self.cost.least) // max(self.cost.terms, 1)
+
+
+def _no_room(what: str, least: int, room: int) -> DeviceMemoryError:
+    """The error of a selection that needs `least` bytes on a device that has `room`."""
+    sure = int(0.97 * room)
+    fits = f"memory={bytes_text(sure)!r} would fit" if sure >= least else "no memory= makes it fit"
+    return DeviceMemoryError(
+        f"{what}: {bytes_text(least, up=True)} at least are needed there, {bytes_text(room)} are free: {fits}. Other "
+        "processes may hold the rest; with fallback='numpy' the CPU takes over",
+        room,
+    )
 
 
 def versions(backend: str = "numpy") -> dict[str, str]:

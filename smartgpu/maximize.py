@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from smartgpu.checkpoint import Checkpoint
 from smartgpu.constraints import Constraint, Goal
-from smartgpu.objectives import State
+from smartgpu.objectives.base import Pair, Pause, State
 
 CLOSED = -np.inf
 LOWEST = np.finfo(
@@ -34,6 +35,24 @@ def maximize(
         naive(state, picker, order)
     else:
         stochastic(state, picker, order, epsilon=epsilon, seed=seed)
+
+
+def take_turns(runs: list[tuple[State, Picker]], pair: Pair | None, search: dict[str, Any]) -> None:
+    """Make the picks of several runs; two whose states share work go on in turns, from one common need to the next."""
+    going = list(runs)
+    while going:
+        for run in list(going):
+            state, picker = run
+            try:
+                maximize(state, picker, **search)
+            except Pause:
+                continue
+            going.remove(run)
+            if pair is not None:
+                pair.end(state)
+                pair = None
+        if going and pair is not None:
+            pair.meet()
 
 
 class Order:
@@ -77,19 +96,31 @@ class Picker:
     """
 
     def __init__(self, constraint: Constraint, start: float, until: float | None, report: Callable | None):
-        self.constraint, self.until, self.report = constraint, until, report
+        self.constraint, self.start, self.until, self.report = constraint, start, until, report
         self.reached = start
+        self.known: Bounds | None = None  # of a lazy search: it goes on from there after a Pause
         self.run = Run()
         self.checkpoint: Checkpoint | None = None
 
     @property
     def done(self) -> bool:
-        enough = self.until is not None and self.reached >= self.until - 1e-12 * abs(self.until)
-        return enough or self.constraint.done or not self.constraint.open.any()
+        if self.until is not None and self.reached >= self.until - 1e-12 * abs(self.until):
+            if not self.constraint.unmet:
+                return True
+            self.constraint.only_needs()
+        return self.constraint.done or not self.constraint.open.any()
 
-    def goal(self, order: Order) -> Goal:
-        """What is left to pick."""
+    def may_end(self, gain: float) -> bool:
+        """Whether to stop before a best gain of so much."""
+        return gain < 0 and self.constraint.may_stop
+
+    def goal(self, order: Order) -> Goal | None:
+        """What is left to pick, where that can be said as data."""
+        if self.constraint.goal is None:
+            return None
         until = np.inf if self.until is None else self.until - 1e-12 * abs(self.until)
+        if self.reached >= until:  # minima are still unmet
+            until = np.inf
         return replace(self.constraint.goal, low=order.low, reached=self.reached, until=until)
 
     def take(self, j: int, gain: float) -> None:
@@ -109,7 +140,9 @@ def naive(state: State, picker: Picker, order: Order) -> None:
         gains = np.maximum(state.gains(), LOWEST)
         picker.run.evaluations += int(picker.constraint.open.sum())
         gains[~picker.constraint.open] = CLOSED
-        j = order.best(gains)
+        j = order.best(picker.constraint.rate(gains))
+        if picker.may_end(float(gains[j])):
+            break
         state.add(np.array([j]))
         picker.take(j, float(gains[j]))
 
@@ -120,36 +153,45 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
     Stale gains bound fresh ones. The candidates with the best bounds are evaluated together, and picks are taken from
     among them for as long as the best fresh gain beats every bound outside, ties by index included.
     """
+    constraint = picker.constraint
+    if picker.known is None:
+        if resident(state, picker, order):
+            return
+        picker.known = Bounds(state, constraint)
+    _lazy(state, picker, order, picker.known)
+
+
+def _lazy(state: State, picker: Picker, order: Order, known: Bounds) -> None:
     constraint, run = picker.constraint, picker.run
-    if resident(state, picker, order):
-        return
-    known = Bounds(state, constraint)
     size = first = state.reach
     batch = None
     while not picker.done:
         del batch  # its columns, before others are kept
         if known.improve() and resident(state, picker, order):
             return
-        cols = order.top(known.now(), min(size, state.max_batch))
+        cols = order.top(constraint.rate(known.now()), min(size, state.max_batch))
         better = state.screen(cols) if len(cols) > state.active else None
         if better is not None:
             known.lower(cols, better)
-            cols = order.top(known.now(), state.active)
+            cols = order.top(constraint.rate(known.now()), state.active)
         batch = state.evaluate(cols)
         run.evaluations += len(cols)
         known.set(cols, batch.gains)
         if len(cols) > state.active:  # most of a batch will not be picked: go on with its best
-            best = order.top(np.maximum(batch.gains, LOWEST), state.active)
+            best = order.top(constraint.rate(np.maximum(batch.gains, LOWEST), cols), state.active)
             batch.narrow(best)
             cols = cols[best]
         rest, limit = known.best_outside(cols, order)
         picks = 0
         while not picker.done:
             gains = np.where(constraint.open[cols], np.maximum(batch.gains, LOWEST), CLOSED)
-            b = order.best(gains)
+            rates = constraint.rate(gains, cols)
+            b = order.best(rates)
             gain, j = float(gains[b]), int(cols[b])
-            if gain == CLOSED or not order.beats(gain, j, limit + known.rise(picks), rest):
+            if gain == CLOSED or not order.beats(float(rates[b]), j, limit + known.rise(picks), rest):
                 break
+            if picker.may_end(gain):
+                return
             batch.accept(b)
             picker.take(j, gain)
             picks += 1
@@ -161,13 +203,16 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
 
 def resident(state: State, picker: Picker, order: Order) -> bool:
     """Leave the picks to the backend's own loop, where there is one for this state: the same picks as lazy()."""
-    looks = state.resident(picker.goal(order))
+    goal = picker.goal(order)
+    looks = None if goal is None else state.resident(goal)
     if looks is None:
         return False
     for found in looks:
         picker.run.evaluations += found.evaluations
         for j, gain in zip(found.indices.tolist(), found.gains.tolist(), strict=True):
             picker.take(j, gain)
+    if picker.constraint.unmet and not picker.done:  # enough is reached, and minima are left
+        return resident(state, picker, order)
     return True
 
 
@@ -215,7 +260,7 @@ class Bounds:
 
     def best_outside(self, cols: np.ndarray, order: Order) -> tuple[int, float]:
         """The best candidate not among cols, and its bound."""
-        bounds = self.now()
+        bounds = self.constraint.rate(self.now())
         held = bounds[cols]
         bounds[cols] = CLOSED
         rest = order.best(bounds)
@@ -265,6 +310,8 @@ def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, se
             ]
         )
         run.evaluations += len(cols)
-        b = order.best(np.maximum(gains, LOWEST))
+        b = order.best(constraint.rate(np.maximum(gains, LOWEST), cols))
+        if picker.may_end(float(gains[b])):
+            break
         state.add(cols[b : b + 1])
         picker.take(int(cols[b]), float(gains[b]))

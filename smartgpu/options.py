@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from smartgpu.similarity import choose
 
 MAXIMIZERS = ("lazy", "naive", "stochastic")
 TIES = ("low", "high")
+FALLBACKS = ("numpy",)
 PRECISIONS = ("auto", "fp16", "bf16", "tf32", "tf32x3", "ieee")
 
 
@@ -29,12 +32,19 @@ class Options:
     epsilon    stochastic only: sample size n / k ln(1 / epsilon), in (0, 1)
     seed       stochastic only
     threads    worker threads of the CPU backend; None is all this process may use
-    memory     bytes that a selection may take beyond its input, or "4GB"; None is an eighth of what is free (on a
-               GPU, of whose memory it then speaks, half)
+    memory     bytes that a selection may take beyond its input, or "4GB"; None is an eighth of what is free. On a GPU
+               bytes of its memory, without tensors that are used where they are; None is half of what is free there,
+               and no more than what is free is ever taken
     progress   a bar on stderr
     precision  triton only, what features and their products are: "fp16", "bf16", "tf32", "tf32x3" (nearly float32) or
                "ieee" (float32, no tensor cores); "auto" is "fp16" for cosines, exact for 16-bit dot products, and else
                "tf32x3". Inputs are rounded to it once; sums are exact in all of them
+    fallback   "numpy": a selection for which a GPU has not the memory, or which it fails to finish, is made anew by
+               that backend, with its own default memory; the result's `backend` says so. None: it is an error
+    checkpoint a file (.npz) to which the picks so far are written every few seconds: the same call goes on from it,
+               with the same result; a call with other data or options is refused, with what differs
+    report     called with (row, gain) after every pick
+    plan       print the plan of the call to stderr first: what it will allocate, and about how long it will take
     """
 
     backend: str = "auto"
@@ -46,12 +56,18 @@ class Options:
     memory: int | str | None = None
     progress: bool = False
     precision: str = "auto"
+    fallback: str | None = None
+    checkpoint: str | Path | None = None
+    report: Callable[[int, float], None] | None = None
+    plan: bool = False
 
     def __post_init__(self) -> None:
         choose(self.backend, NAMES, "backend")
         choose(self.maximizer, MAXIMIZERS, "maximizer")
         choose(self.tie_break, TIES, "tie_break")
         choose(self.precision, PRECISIONS, "precision")
+        if self.fallback is not None:
+            choose(self.fallback, FALLBACKS, "fallback")
         _number("epsilon", self.epsilon, float, 0, 1, open_ends=True)
         _number("seed", self.seed, int, 0, 2**63)
         if self.threads is not None:
@@ -69,10 +85,12 @@ class Options:
         return {name: getattr(self, name) for name in ("maximizer", "tie_break", "epsilon", "seed")}
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What a result depends on, or its cost: not where picks are told of."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name not in ("checkpoint", "report", "plan")}
 
 
-def make_options(backend: str, given: dict[str, Any]) -> Options:
+def make_options(given: dict[str, Any]) -> Options:
     """Options from keyword arguments. TypeError for an unknown one, with the nearest known name."""
     known = [f.name for f in dataclasses.fields(Options)]
     for name in given:
@@ -80,7 +98,7 @@ def make_options(backend: str, given: dict[str, Any]) -> Options:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; options are {', '.join(known)}"
             raise TypeError(f"unknown option {name!r}{hint}")
-    return Options(backend=backend, **given)
+    return Options(**given)
 
 
 def parse_bytes(value: int | str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu.backends import footprint, resolve
+from smartgpu.backends import find_backend, resolve
 from smartgpu.constraints import Constraint
 from smartgpu.job import Budget, Job
 from smartgpu.maximize import Picker, maximize
@@ -21,8 +21,7 @@ from smartgpu.options import Options, bytes_text
 from smartgpu.similarity import Matrix
 from smartgpu.workers import one_thread
 
-SAMPLE = 4000  # rows of the probe at most
-FIRST = 1000  # rows of the run that sizes it
+SAMPLE = 4000  # represented rows of a set of their own that the probe takes at most
 PROBE = 0.3  # seconds that the probe should take
 PICK_WORK = 2e6  # operations worth the Python of one pick
 EAGER_PICKS = 6  # of the probe, where every pick costs the same
@@ -36,6 +35,7 @@ class Plan:
     least    bytes that must be there, the sum of the parts: the smallest `memory` that is accepted
     peak     bytes that it takes at most with this budget: where there is room, surviving pairs are stored
     memory   the budget in bytes
+    place    where they are: "on the device" for backend "triton", else ""
     sweeps   expected similarity evaluations / (n x represented rows)
     seconds  expected, roughly: from a run on a few thousand rows of the pool on this machine just now, scaled by the
              work; within a factor of two where the pool is alike throughout and nothing else runs
@@ -46,6 +46,7 @@ class Plan:
     objective: str
     similarity: str
     backend: str
+    place: str
     parts: tuple[tuple[str, int], ...]
     least: int
     peak: int
@@ -61,6 +62,7 @@ class Plan:
     def __str__(self) -> str:
         lines = [
             f"{self.k} of {self.n} rows by {self.objective} on {self.similarity} (backend {self.backend})"
+            + (f", bytes {self.place}" if self.place else "")
         ]
         table = [(name, bytes_text(size)) for name, size in self.parts]
         table.append(("must be there", bytes_text(self.least, up=True)))
@@ -85,18 +87,20 @@ def seconds_text(seconds: float) -> str:
 def make_plan(job: Job, k: int, given: np.ndarray, exclude: np.ndarray, coverage: float | None) -> Plan:
     """The plan of a checked call. Raises ValueError as the call would where the memory is too small."""
     if not job.planned:
-        raise ValueError(f"plan is for backend 'numpy', got {resolve(job.options.backend)!r}")
+        raise ValueError(f"plan is for backends 'numpy' and 'triton', got {resolve(job.options.backend)!r}")
     budget = job.budget(k + len(given), coverage is not None)
-    sweeps, seconds = _estimate(job, budget, k, given, exclude, coverage)
+    with job.failures(budget):
+        sweeps, seconds = _estimate(job, budget, k, given, exclude, coverage)
     cost = budget.cost
     parts = [(part.name, part.bytes) for part in cost.parts]
-    parts.append(("scratch of all threads", cost.scratch))
+    parts.append(("scratch", cost.scratch))
     return Plan(
         n=job.n,
         k=k,
-        objective=job.objective.name,
+        objective=job.objective.describe()["name"],
         similarity=job.kind.name,
-        backend="numpy",
+        backend=resolve(job.options.backend),
+        place=budget.shape.footprint.place,
         parts=tuple(parts),
         least=cost.least,
         peak=min(budget.memory, cost.least + cost.extra),
@@ -108,12 +112,12 @@ def make_plan(job: Job, k: int, given: np.ndarray, exclude: np.ndarray, coverage
 
 def _estimate(job: Job, budget: Budget, k: int, given, exclude, coverage) -> tuple[float, float]:
     """(sweeps, seconds) expected: those of a sample of evenly spaced rows, scaled."""
-    n = job.n
-    first = _Probe(job, budget, min(n, FIRST), k, given, exclude, coverage)
+    n, (least, most) = job.n, budget.shape.footprint.probe
+    first = _Probe(job, budget, min(n, least), k, given, exclude, coverage)
     if first.rows == n:
         return first.scaled(job, budget.shape, k)
     fits = int(first.rows * np.sqrt(PROBE / max(first.seconds, 1e-3)))
-    probe = _Probe(job, budget, min(n, SAMPLE, max(fits, FIRST)), k, given, exclude, coverage)
+    probe = _Probe(job, budget, min(n, most, max(fits, least)), k, given, exclude, coverage)
     return probe.scaled(job, budget.shape, k)
 
 
@@ -135,18 +139,20 @@ class _Probe:
         if room < 1:
             taken, closed = np.empty(0, np.int64), np.empty(0, np.int64)
         self.r = _rows(objective, x.shape[0] if isinstance(x, Matrix) else rows)
-        self.shape = Shape.of(x, job.kind, self.k + len(taken), budget.shape.threads, coverage is not None)
+        name = resolve(job.options.backend)
+        sizes = find_backend(name).footprint(x, job.kind, **job.how())
+        self.shape = Shape.of(x, job.kind, self.k + len(taken), sizes, coverage is not None)
         ground = Ground(
             x,
             job.kind,
-            "numpy",
-            threads=job.options.threads,
+            name,
+            **{**job.how(), "progress": False},
             memory=None,
             picks=self.shape.k,
             like=(_rows(job.objective, budget.shape.r), n),
             spare=_spare(budget, self.shape, _rows(job.objective, budget.shape.r), self.r),
         )
-        start = time.perf_counter()
+        compiled, start = ground.engine.compiling(), time.perf_counter()
         state = objective.bind(ground)
         if len(taken):
             state.add(taken)
@@ -158,7 +164,7 @@ class _Probe:
             if job.options.maximizer != "lazy":
                 picker.report = _stop_after(EAGER_PICKS)
             self.stopped = _run(state, picker, job.options)
-        self.seconds = time.perf_counter() - start
+        self.seconds = time.perf_counter() - start - (ground.engine.compiling() - compiled)
         self.picks = max(len(picker.run.indices), 1)
         self.pairs = sum(b.pairs for b in ground.opened)
         self.sweeps = sum(b.pairs / (b.r * b.n) for b in ground.opened)
@@ -221,12 +227,12 @@ def _rows(objective: Objective, r: int) -> int:
 
 def _spare(budget: Budget, shape: Shape, whole_r: int, r: int) -> int:
     """Room in which a sample of r represented rows stores the share of its pairs for which the whole has room."""
-    n, threads = budget.shape.n, budget.shape.threads
+    n = budget.shape.n
     if budget.spare == 0:
         return 0
-    share = min(1.0, footprint.storable(budget.spare, n, whole_r, threads) / (n * whole_r))
-    stored = footprint.stored(share * shape.n * r, shape.n, r, threads)
-    return int(footprint.columns(r, footprint.MAX_BATCH) + stored)
+    share = min(1.0, budget.shape.footprint.storable(budget.spare, n, whole_r) / (n * whole_r))
+    sizes = shape.footprint
+    return int(sizes.columns(r, sizes.most_batch) + sizes.stored(share * shape.n * r, shape.n, r))
 
 
 def _evenly(count: int, of: int) -> np.ndarray:
@@ -236,12 +242,12 @@ def _evenly(count: int, of: int) -> np.ndarray:
 def _thin_pool(x: np.ndarray | Matrix, at: np.ndarray) -> tuple[np.ndarray | Matrix, np.ndarray]:
     """The pool of these candidates, and its represented rows: of a matrix that is not square, as large a share."""
     if not isinstance(x, Matrix):
-        return np.ascontiguousarray(x[at]), at
+        return np.ascontiguousarray(x[at]) if isinstance(x, np.ndarray) else x[at], at
     r, n = x.shape
     rows = at if r == n else _evenly(max(1, r * len(at) // n), r)
     shape = (len(rows), len(at))
     if x.dense is not None:
-        return dataclasses.replace(x, shape=shape, dense=x.dense[np.ix_(rows, at)]), rows
+        return dataclasses.replace(x, shape=shape, dense=x.dense[rows][:, at]), rows
     indptr, indices, data = x.csc
     place = np.full(r, -1, np.int64)
     place[rows] = np.arange(len(rows))

@@ -42,58 +42,132 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 class Problem:
-    """One objective over one pool: f(S) and the gains of every candidate, from the definition."""
+    """One objective over one pool: f(S) and the gains of every candidate, from the definition.
 
-    def __init__(self, x: np.ndarray, kind, objective):
-        self.objective = objective
-        self.terms = [(c, Problem(x, kind, t)) for c, t in getattr(objective, "terms", ())]
+    outside (m, d) are rows that are not in the pool and count as chosen: f(S) is that of S and them together, but for
+    modular terms, which know the rows of the pool alone.
+    """
+
+    def __init__(self, x: np.ndarray, kind, objective, outside=None):
+        self.objective = o = objective
+        self.terms = [(c, Problem(x, kind, t, outside)) for c, t in getattr(o, "terms", ())]
         self.n = np.shape(x)[1] if kind.name == "precomputed" else len(x)
-        if objective.name in ("facility_location", "graph_cut", "log_det"):
-            self.s = similarities(x, kind, getattr(objective, "represented", None))
-            separate = getattr(objective, "represented", None) is not None
-            self.inner = self.s
-            if (
-                separate and objective.name == "graph_cut"
-            ):  # one M for both matrices: that of all rows together
-                self.inner = similarities(x, kind, np.concatenate([x, objective.represented]))[: len(x)]
+        self.outside = np.arange(self.n, self.n + (0 if outside is None else len(outside)))
+        if o.name in ("weighted_sum", "modular"):
+            return
+        every = x if outside is None else np.concatenate([x, outside])
+        represented = getattr(o, "represented", None)
+        if o.name == "facility_location_query_mi":
+            represented = o.query
+        if kind.name == "precomputed" or (represented is None and outside is None):
+            self.s = self.inner = similarities(x, kind)
+        else:
+            self.s = similarities(every, kind, x if represented is None else represented)
+            if not o.name.startswith("facility_location"):
+                # one M for both matrices: that of all rows together
+                both = every if represented is None else np.concatenate([every, represented])
+                self.inner = similarities(every, kind, both)[: len(every)]
+        if hasattr(o, "query"):
+            self.to_query = similarities(o.query, kind, every)
+        if hasattr(o, "private"):
+            self.to_private = similarities(o.private, kind, every)
+        self.low, self.high = np.zeros(len(self.s)), np.full(len(self.s), np.inf)
+        if o.name in ("facility_location_mi", "facility_location_cmi"):
+            self.high = np.maximum(o.eta * similarities(o.query, kind, self._rows(x)).max(axis=1), 0)
+        if o.name in ("facility_location_cg", "facility_location_cmi"):
+            self.low = np.maximum(o.nu * similarities(o.private, kind, self._rows(x)).max(axis=1), 0)
+        if o.name.startswith("log_det"):
+            self.kernel = self.inner
+            sets = [
+                (f, getattr(o, name)) for name, f in (("query", "eta"), ("private", "nu")) if hasattr(o, name)
+            ]
+            if sets:  # query and private rows behind all others, their similarity to these times eta or nu
+                others = np.concatenate([rows for _, rows in sets])
+                factor = np.concatenate([np.full(len(rows), getattr(o, f)) for f, rows in sets])
+                across = similarities(others, kind, every) * factor
+                self.kernel = np.block([[self.inner, across], [across.T, similarities(others, kind)]])
+
+    def _rows(self, x):
+        return x if self.objective.represented is None else self.objective.represented
 
     def value(self, chosen) -> float:
         """f(S)"""
-        S, o = np.asarray(list(chosen), np.int64), self.objective
+        pool, o = np.asarray(list(chosen), np.int64), self.objective
+        S = np.concatenate([pool, self.outside])
         if o.name == "weighted_sum":
-            return float(sum(c * p.value(S) for c, p in self.terms))
+            return float(sum(c * p.value(pool) for c, p in self.terms))
         if o.name == "modular":
-            return float(np.asarray(o.scores)[S].sum())
+            return float(np.asarray(o.scores)[pool].sum())
+        if o.name == "graph_cut_mi":
+            return float(2 * o.lam * self.to_query[pool].sum())
         if len(S) == 0:
             return 0.0
-        if o.name == "facility_location":
+        if o.name.startswith("facility_location"):
             best = np.maximum(self.s[:, S].max(axis=1), 0)
+            best = np.maximum(np.minimum(best, self.high) - self.low, 0)
+            if o.name == "facility_location_query_mi":
+                return float(best.sum() + o.eta * np.maximum(self.to_query[pool].max(axis=1), 0).sum())
             return float(best.sum() if o.weights is None else (o.weights * best).sum())
-        if o.name == "graph_cut":
-            return float(self.s[:, S].sum() - o.lam * self.inner[np.ix_(S, S)].sum())
-        sign, log = np.linalg.slogdet(self.s[np.ix_(S, S)] + o.lam * np.eye(len(S)))
+        if o.name.startswith("graph_cut"):
+            value = self.s[:, S].sum() - o.lam * self.inner[np.ix_(S, S)].sum()
+            if o.name == "graph_cut_cg":
+                value -= 2 * o.lam * o.nu * self.to_private[pool].sum()
+            return float(value)
+        if o.name == "log_det":
+            return self._log_det(S)
+        first, end = len(self.inner), len(self.kernel)  # query rows first, where there are some
+        query = np.arange(first, first + len(getattr(o, "query", ())))
+        private = np.arange(first + len(query), end)
+        everywhere = np.concatenate([query, private])
+        if o.name == "log_det_mi":
+            return self._log_det(S) + self._log_det(query) - self._log_det([*S, *query])
+        if o.name == "log_det_cg":
+            return self._log_det([*S, *private]) - self._log_det(private)
+        beside = self._log_det(everywhere) - self._log_det(private)
+        return self._log_det([*S, *private]) + beside - self._log_det([*S, *everywhere])
+
+    def _log_det(self, rows) -> float:
+        if not len(rows):
+            return 0.0
+        sign, log = np.linalg.slogdet(
+            self.kernel[np.ix_(rows, rows)] + self.objective.lam * np.eye(len(rows))
+        )
         return float(log) if sign > 0 else -np.inf
 
     def gains(self, chosen) -> np.ndarray:
         """f(S + j) - f(S) for every candidate j, (n,) float64."""
-        S, o = np.asarray(list(chosen), np.int64), self.objective
+        pool, o = np.asarray(list(chosen), np.int64), self.objective
+        S = np.concatenate([pool, self.outside])
         if o.name == "weighted_sum":
-            return sum((c * p.gains(S) for c, p in self.terms), np.zeros(self.n))
+            return sum((c * p.gains(pool) for c, p in self.terms), np.zeros(self.n))
         if o.name == "modular":
             return np.asarray(o.scores, np.float64)
-        if o.name == "facility_location":
+        if o.name == "graph_cut_mi":
+            return 2 * o.lam * self.to_query.sum(axis=1)[: self.n]
+        if o.name.startswith("facility_location"):
             level = np.maximum(self.s[:, S].max(axis=1), 0) if len(S) else np.zeros(len(self.s))
-            excess = np.maximum(self.s - level[:, None], 0)
+            level = np.maximum(level, self.low)
+            capped = np.minimum(self.s[:, : self.n], self.high[:, None])
+            excess = np.maximum(capped - level[:, None], 0)
+            if o.name == "facility_location_query_mi":
+                return excess.sum(axis=0) + o.eta * np.maximum(self.to_query[: self.n].max(axis=1), 0)
             return excess.sum(axis=0) if o.weights is None else o.weights @ excess
-        if o.name == "graph_cut":
+        if o.name.startswith("graph_cut"):
             inside = self.inner[S].sum(axis=0) + self.inner[:, S].sum(axis=1)
-            return self.s.sum(axis=0) - o.lam * (inside + np.diagonal(self.inner))
-        own = np.diagonal(self.s) + o.lam
+            every = self.s.sum(axis=0) - o.lam * (inside + np.diagonal(self.inner))
+            if o.name == "graph_cut_cg":
+                every = every - 2 * o.lam * o.nu * self.to_private.sum(axis=1)
+            return every[: self.n]
+        if o.name != "log_det":
+            now = self.value(pool)
+            return np.array([self.value([*pool, j]) - now for j in range(self.n)])
+        own = np.diagonal(self.inner)[: self.n] + o.lam
         if len(S):
-            k = self.s[S]
-            own = own - (k * np.linalg.solve(self.s[np.ix_(S, S)] + o.lam * np.eye(len(S)), k)).sum(axis=0)
+            k = self.inner[S]
+            inside = self.inner[np.ix_(S, S)] + o.lam * np.eye(len(S))
+            own = own - (k * np.linalg.solve(inside, k)).sum(axis=0)[: self.n]
         none = (
-            1e-10 * np.abs(np.diagonal(self.s)).max() if o.lam == 0 else 0.0
+            1e-10 * np.abs(np.diagonal(self.inner)).max() if o.lam == 0 else 0.0
         )  # a residual that is rounding alone
         return np.log(own, out=np.full(len(own), -np.inf), where=own > none)
 
@@ -110,27 +184,56 @@ class Greedy:
 
 
 def greedy(
-    x, k, objective, kind, *, given=(), closed=(), tie_break: str = "low", until: float | None = None
+    x,
+    k,
+    objective,
+    kind,
+    *,
+    given=(),
+    closed=(),
+    first=(),
+    constraint=None,
+    tie_break: str = "low",
+    until: float | None = None,
+    outside=None,
 ) -> Greedy:
-    """Naive greedy: k times, the candidate of the largest gain, the lowest (or "high": highest) index among equals."""
-    problem = Problem(x, kind, objective)
+    """Naive greedy: k times, the candidate of the largest gain, the lowest (or "high": highest) index among equals.
+
+    first: rows that are picked before all others. constraint: says which rows are open, by what candidates are
+    compared, and whether gains below 0 may be left out; see smartgpu.constraints, whose rules have tests of their own.
+    """
+    problem = Problem(x, kind, objective, outside)
     chosen = [int(j) for j in given]
     start = value = problem.value(chosen)
     open_ = np.ones(problem.n, bool)
     open_[list(closed) + chosen] = False
+    first = [int(j) for j in first]
     indices, gains, margins = [], [], []
-    while len(indices) < k and open_.any() and not (until is not None and value >= until):
-        every = np.where(open_, problem.gains(chosen), -np.inf)
+    while len(indices) < k:
+        if constraint is not None:
+            if until is not None and value >= until and not first:
+                constraint.only_needs()
+            open_ &= constraint.open
+        if not open_.any() or (
+            until is not None and value >= until and not (constraint and constraint.unmet)
+        ):
+            break
+        plain = problem.gains(chosen)
+        every = np.where(open_, plain if constraint is None else constraint.rate(plain), -np.inf)
         ties = np.flatnonzero(every == every.max())
-        j = int(ties[0] if tie_break == "low" else ties[-1])
-        if not np.isfinite(every[j]):
+        j = first.pop(0) if first else int(ties[0] if tie_break == "low" else ties[-1])
+        if not np.isfinite(plain[j]):
             raise ValueError(f"{objective.name} is -infinity for every further pick after {len(chosen)}")
+        if constraint is not None and constraint.may_stop and plain[j] < 0 and len(indices) >= len(first):
+            break
         others = np.delete(every, j)
         indices.append(j)
-        gains.append(float(every[j]))
+        gains.append(float(plain[j]))
         margins.append(float(every[j] - others.max()) if len(others) else np.inf)
         chosen.append(j)
         open_[j] = False
+        if constraint is not None:
+            constraint.take(j)
         value += gains[-1]
     return Greedy(
         np.array(indices, np.int64), np.array(gains), np.array(margins), start + float(np.sum(gains)), start

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import api, evaluation
+from smartgpu import api, evaluation, runs_beside
 from smartgpu.arrays import as_count, as_matrix, as_rows
 from smartgpu.checkpoint import fingerprint
 from smartgpu.config import Config
-from smartgpu.folder import ARRAYS, MANIFEST, Folder
+from smartgpu.folder import ARRAYS, MANIFEST, MIXTURE, Folder
 from smartgpu.io import Pool, find_text, output_path, read_embeddings, read_pool, text_fields, write_rows
+from smartgpu.objectives import QualityDiversity
 from smartgpu.options import parse_bytes
 from smartgpu.planning import Plan
+from smartgpu.runs_fields import check_limits, read_limits
 from smartgpu.selection import Selection
 from smartgpu.version import __version__
 
@@ -110,8 +112,8 @@ def read_chosen(path: str | None, n: int, option: str) -> np.ndarray:
     if path is None:
         return np.empty(0, np.int64)
     where = Path(path).expanduser()
-    where = where.parent if where.name == MANIFEST else where
-    where = where / ARRAYS if (where / ARRAYS).is_file() else where
+    where = where.parent if where.name in (MANIFEST, MIXTURE.manifest) else where
+    where = next((path for path in (where / ARRAYS, where / MIXTURE.arrays) if path.is_file()), where)
     what = f"--{option} {path}"
     if where.suffix in (".npz", ".npy") and where.is_file():
         rows = _read_array(where, what)
@@ -152,21 +154,63 @@ def _read_array(path: Path, what: str) -> np.ndarray:
         raise ValueError(f"{what} must hold row numbers: {error}") from error
 
 
+def read_quality(config: Config, pool: Pool) -> np.ndarray:
+    """(n,) float64, NaN where a row has none: from a field of the pool, from an npy, or from a field of other rows."""
+    name = config.quality_field
+    if config.quality is None:
+        pool.check_fields([name], "--quality-field")
+        return pool.numbers(name, missing=True)
+    what, path = f"--quality {config.quality}", Path(config.quality).expanduser()
+    if path.suffix == ".npy":
+        if name is not None:
+            raise ValueError(f"--quality-field {name} cannot be combined with {what}: an npy has no fields")
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{what} must hold one number per row: {error}") from error
+    else:
+        held = read_pool(config.quality)
+        if name is None and len(held.fields) != 1:
+            raise ValueError(
+                f"{what}: name the field with --quality-field; its fields: {', '.join(held.fields)}"
+            )
+        name = held.fields[0] if name is None else name
+        held.check_fields([name], "--quality-field")
+        values = held.numbers(name, missing=True)
+    if values.shape != (pool.n,):
+        raise ValueError(f"{what} must hold one number per pool row: {pool.n}, got shape {values.shape}")
+    return values
+
+
+def quality_objective(config: Config, pool: Pool, of: str = "") -> QualityDiversity | None:
+    """The objective of --alpha, or of the first of --alpha-path; None where quality is not asked for."""
+    asked = config.quality_options(of)
+    if asked is None:
+        return None
+    alpha = config.alpha_path[0] if config.alpha_path else config.alpha
+    spec = QualityDiversity(alpha, read_quality(config, pool), **asked)
+    if config.coverage is not None:
+        spec.need_monotone(None, None)
+    return spec
+
+
 def budgets(config: Config, n: int) -> tuple[int | None, list[int]]:
     """(k, the prefixes to write besides it) of a selection from n rows."""
     if config.sizes:
-        if config.k is not None or config.coverage is not None:
+        if config.k is not None or config.coverage is not None or config.budget is not None:
             raise ValueError(
-                "--sizes cannot be combined with -k or --coverage: it cuts several k out of one ranking"
+                "--sizes cannot be combined with -k, --coverage or --budget: it cuts several k out of one ranking"
             )
+        if config.quota_field is not None:
+            raise ValueError("--sizes cannot be combined with quotas: a prefix need not meet them")
         if config.maximizer == "stochastic":
             raise ValueError(
                 "--sizes needs an exact maximizer: a prefix of a stochastic selection is not one"
             )
         cuts = sorted({as_count(size, n, "--sizes") for size in config.sizes})
         return cuts[-1], cuts
-    if config.k is None and config.coverage is None:
-        raise ValueError("-k is missing: give -k (rows or a share), --sizes or --coverage")
+    if config.k is None and config.coverage is None and config.budget is None:
+        raise ValueError("-k is missing: give -k (rows or a share), --sizes, --coverage or --budget")
     return None if config.k is None else as_count(config.k, n), []
 
 
@@ -197,7 +241,11 @@ class Done:
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Refuse what can be refused without the pool, by the same call on a pool of one row; the call's arguments."""
-    call = {"objective": config.make_objective(), "similarity": config.make_similarity(), **config.how()}
+    config.quality_options()
+    check_limits(config)
+    target = runs_beside.check(config)
+    objective = config.make_objective() if target is None else target
+    call = {"objective": objective, "similarity": config.make_similarity(), **config.how()}
     if call["memory"] is not None:  # how much it must be depends on the pool
         parse_bytes(call["memory"])
     api.select(np.ones((1, 1), np.float32), 1, coverage=config.coverage, **{**call, "memory": None})
@@ -210,6 +258,10 @@ def run(config: Config, command: str, progress: bool) -> Done:
     if config.out is None:
         raise ValueError("--out is missing: name the output folder")
     call = dry_run(config)
+    if config.report:
+        from smartgpu import runs_report
+
+        runs_report.check(config)
     if command == "select":
         budgets(config, 1 << 62)  # a bad k is refused before the pool is read
     with seconds("read"):
@@ -218,27 +270,39 @@ def run(config: Config, command: str, progress: bool) -> Done:
         k, cuts = budgets(config, pool.n) if command == "select" else (None, [])
         rows = {name: read_chosen(getattr(config, name), pool.n, name) for name in ("given", "exclude")}
         check_room(pool.n, k, **rows)
+        included = read_chosen(config.include_rows, pool.n, "include_rows")
+        limits = read_limits(config, pool)
         names = _output_names(config, command, pool, cuts)
+        spec = quality_objective(config, pool)
+        call["objective"] = spec or call["objective"]
+        beside = runs_beside.read(config, source.x)
         record = {
             "command": command,
             "version": __version__,
-            **config.record(),
+            **config.record(command),
             "pool": {"rows": pool.n, "fingerprint": pool.fingerprint()},
             "embeddings": source.identity(config),
+            "quality": None if spec is None else fingerprint(spec.quality),
             **{name: fingerprint(chosen) if len(chosen) else None for name, chosen in rows.items()},
+            "include_rows": fingerprint(included) if len(included) else None,
+            **{name: rows.identity() for name, rows in beside.items()},
         }
         folder = Folder(config.out, record, config.overwrite)
     if folder.whole:
+        if config.report:
+            x = source.vectors(config, seconds, progress)
+            runs_report.after(config, folder.path, pool, x, progress, **rows)
         return Done(Selection.load(folder.path / ARRAYS), folder.held(), pool, None)
     with folder.working([path.name for path in names.values()]):
         x = source.vectors(config, seconds, progress)
         resumable = config.maximizer != "stochastic" and config.backend != "reference"
-        call |= {**rows, "progress": progress, "plan": config.plan}
+        call |= runs_beside.arguments(config, beside, x, rows, seconds, progress)
+        call |= {"progress": progress, "plan": config.plan}
         call["checkpoint"] = folder.partial / "picks.npz" if resumable else None
         if command == "rank":
             selection = api.rank(x, **call)
         else:
-            selection = api.select(x, k, coverage=config.coverage, **call)
+            selection = api.select(x, k, coverage=config.coverage, include=included, **limits, **call)
         seconds.update({phase: round(value, 4) for phase, value in selection.seconds.items()})
         files = _write(folder, pool, x, selection, names, weigh=command == "select", seconds=seconds)
         selection = dataclasses.replace(selection, seconds=dict(seconds))
@@ -255,9 +319,12 @@ def run(config: Config, command: str, progress: bool) -> Done:
                 "fields": list(pool.fields),
             },
             "embeddings": {**source.origin, "shape": list(x.shape), "dtype": str(x.dtype)},
+            **{name: getattr(config, name) for name in rows},  # where a report finds them
             "run": folder.record,
         }
         folder.finish(manifest)
+    if config.report:
+        runs_report.after(config, folder.path, pool, x, progress, **rows)
     return Done(selection, manifest, pool, x)
 
 
@@ -271,12 +338,18 @@ def _output_names(config: Config, command: str, pool: Pool, cuts: list[int]) -> 
         from smartgpu.io.tables import import_datasets
 
         import_datasets("--format hf")
+    check_outside(config, pool)
+    return paths
+
+
+def check_outside(config: Config, pool: Pool) -> None:
+    """Refuse an OUT whose files the pool would hold when it is read again."""
+    out = Path(config.out).expanduser()
     alone = pool.files == (Path(pool.source).expanduser(),)
     if not alone and out.is_dir() and any(file.parent.samefile(out) for file in pool.files):
         raise ValueError(
             f"--out {config.out} is the folder of the pool, which would read its own output: name another"
         )
-    return paths
 
 
 def _write(folder, pool, x, selection, names, *, weigh: bool, seconds: Seconds) -> list[dict[str, Any]]:
@@ -304,8 +377,11 @@ def plan(config: Config, progress: bool) -> Plan:
     k = budgets(config, n)[0] if config.k is not None or config.sizes or config.coverage is not None else None
     rows = {name: read_chosen(getattr(config, name), n, name) for name in ("given", "exclude")}
     check_room(n, k, **rows)
+    call["objective"] = quality_objective(config, source.pool) or call["objective"]
+    beside = runs_beside.read(config, source.x)
     x = source.vectors(config, Seconds(), progress)
-    return api.plan(x, k, coverage=config.coverage, **rows, **call)
+    call |= runs_beside.arguments(config, beside, x, rows, Seconds(), progress)
+    return api.plan(x, k, coverage=config.coverage, **call)
 
 
 def evaluate(config: Config, progress: bool) -> evaluation.Evaluation:

@@ -39,6 +39,7 @@ class Selection:
     value        f(S), `given` rows included   base_value  f(given), 0 without; value = base_value + sum of gains
     evaluations  candidate gains computed      sweeps   similarities computed / (represented x candidates)
     seconds      by phase, "compile" in them   exact    False for an approximate maximizer
+    limits       what was kept to besides k: budget, cost of the rows and what greedy compared, quotas, rows included
     """
 
     indices: np.ndarray
@@ -56,6 +57,7 @@ class Selection:
     seconds: dict[str, float]
     versions: dict[str, str]
     exact: bool = True
+    limits: dict[str, Any] | None = None
     _spec: Any = field(default=None, repr=False, compare=False)  # the similarity, for assign()
 
     @property
@@ -75,11 +77,13 @@ class Selection:
         first, last = (f"{self.gains[0]:.5g}", f"{self.gains[-1]:.5g}") if self.k else ("-", "-")
         phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
         head = ", ".join(str(j) for j in self.indices[:8]) + (", ..." if self.k > 8 else "")
+        limits = [f"  limits   {_limits_text(self.limits)}"] if self.limits else []
         return "\n".join(
             [
                 f"{self.k} of {self.n} rows by {self.objective['name']} on {self.similarity['name']}"
                 f" ({'exact' if self.exact else 'approximate'}, {self.options.get('maximizer', '?')} greedy)",
                 f"  f(S)     {self.value:.6g}, gains {first} down to {last}",
+                *limits,
                 f"  rows     {head}",
                 f"  work     {self.evaluations} gains, {self.sweeps:.2f} sweeps, {self.backend} {self.dtype}",
                 f"  seconds  {phases}",
@@ -90,6 +94,8 @@ class Selection:
         """The first k picks, which are the greedy selection of k rows."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 < k <= self.k:
             raise ValueError(f"k must be an integer from 1 to {self.k}, the rows selected, got {k!r}")
+        if self.limits and "quotas" in self.limits and k < self.k:
+            raise ValueError("a prefix of a selection with quotas need not meet them: select again with k")
         if self.options.get("maximizer") == "stochastic" and k < self.k:
             raise ValueError(
                 "a prefix of a stochastic selection is no stochastic selection: select again with k"
@@ -125,6 +131,7 @@ class Selection:
             "backend": self.backend,
             "dtype": self.dtype,
             "exact": self.exact,
+            "limits": self.limits,
             "evaluations": self.evaluations,
             "sweeps": self.sweeps,
             "seconds": self.seconds,
@@ -144,8 +151,6 @@ class Selection:
     @classmethod
     def load(cls, path: str | Path) -> Selection:
         """Read what save() wrote. ValueError for any other file."""
-        from smartgpu.similarity import KINDS
-
         try:
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 meta = json.loads(str(file["metadata"]))
@@ -153,10 +158,26 @@ class Selection:
             if meta.pop("format") != FORMAT:
                 raise ValueError("another format version")
             meta.pop("k")
-            kind = dict(meta["similarity"])
-            spec = KINDS[kind.pop("name")](**kind)
-            return cls(**arrays, **meta, _spec=spec)
+            return cls.restore(meta, **arrays)
         except FileNotFoundError:
             raise
         except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is not a saved selection ({error})") from error
+
+    @classmethod
+    def restore(cls, metadata: dict[str, Any], indices: np.ndarray, gains: np.ndarray) -> Selection:
+        """The selection of these arrays and what metadata() gave, without its k."""
+        from smartgpu.similarity import KINDS
+
+        kind = dict(metadata["similarity"])
+        return cls(indices, gains, **metadata, _spec=KINDS[kind.pop("name")](**kind))
+
+
+def _limits_text(limits: dict[str, Any]) -> str:
+    parts = []
+    if "budget" in limits:
+        parts.append(f"cost {limits['cost']:g} of {limits['budget']:g}, greedy by {limits['greedy_by']}")
+    parts += [f"quotas of {quotas['field']}" for quotas in limits.get("quotas", ())]
+    if "include" in limits:
+        parts.append(f"{len(limits['include'])} rows included")
+    return "; ".join(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -162,6 +162,10 @@ class Geometry:
     def same(self) -> bool:
         return self.rows is self.x
 
+    def swapped(self) -> Geometry:
+        """Candidates as represented rows, and these as candidates."""
+        return replace(self, x=self.rows, rows=self.x)
+
 
 @dataclass
 class Matrix:
@@ -227,7 +231,7 @@ def power_of_two(value: float) -> float:
 
 def block_rows(d: int) -> int:
     """Rows of d features that are converted together."""
-    return int(np.clip(BLOCK // max(d, 1), 16, 2048))
+    return min(max(BLOCK // max(d, 1), 16), 2048)
 
 
 def row_norms(x: np.ndarray, workers: Workers | None = None, centre: np.ndarray | None = None) -> np.ndarray:

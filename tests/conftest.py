@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("oracle")
+
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 600  # seconds for one test, where pytest-timeout is installed and the test names no other
 

@@ -77,9 +77,25 @@ def size(problem: reference.Problem, chosen) -> float:
 
 
 @one_thread()  # many small solves: threads would wait for each other
-def check(sel, x, kind, objective, *, given=(), closed=(), tie_break="low", copies_tie=True) -> float:
-    """Every pick, given the picks before it, is the reference's. Returns the share of picks that its margins decide."""
-    problem = reference.Problem(x, kind, objective)
+def check(
+    sel,
+    x,
+    kind,
+    objective,
+    *,
+    given=(),
+    closed=(),
+    tie_break="low",
+    copies_tie=True,
+    constraint=None,
+    first=(),
+    outside=None,
+) -> float:
+    """Every pick, given the picks before it, is the reference's. Returns the share of picks that its margins decide.
+
+    constraint: as what was selected with, at its beginning; rows `first` are picked whatever they gain.
+    """
+    problem = reference.Problem(x, kind, objective, outside)
     tol, decided, chosen = tolerance(problem), 0, list(given)
     open_ = np.ones(problem.n, bool)
     open_[list(closed) + chosen] = False
@@ -87,16 +103,25 @@ def check(sel, x, kind, objective, *, given=(), closed=(), tie_break="low", copi
     label = label.reshape(-1)
     for j, gain in zip(sel.indices, sel.gains, strict=True):
         assert open_[j], f"row {j} may not be picked"
-        every = np.where(open_, problem.gains(chosen), -np.inf)
-        best = every.max()
-        assert every[j] >= best - tol, f"pick {len(chosen)} is {j}, {best - every[j]} behind {every.argmax()}"
-        assert gain == pytest.approx(every[j], rel=1e-7, abs=tol)
-        decided += best - every[label != label[j]].max(initial=-np.inf) > tol  # copies apart
-        if copies_tie:
-            equals = np.flatnonzero(open_ & (label == label[j]))
-            assert j == (equals[0] if tie_break == "low" else equals[-1]), f"{j} was picked before its copy"
+        plain = problem.gains(chosen)
+        if constraint is not None:
+            open_ &= constraint.open
+            assert open_[j], f"row {j} breaks a limit"
+        every = np.where(open_, plain if constraint is None else constraint.rate(plain), -np.inf)
+        assert gain == pytest.approx(plain[j], rel=1e-7, abs=tol)
         chosen.append(int(j))
         open_[j] = False
+        if constraint is not None:
+            constraint.take(int(j))
+        if len(chosen) - len(given) <= len(first):
+            assert j == first[len(chosen) - len(given) - 1]
+            continue
+        best = every.max()
+        assert every[j] >= best - tol, f"pick {len(chosen)} is {j}, {best - every[j]} behind {every.argmax()}"
+        decided += best - every[label != label[j]].max(initial=-np.inf) > tol  # copies apart
+        if copies_tie:
+            equals = np.flatnonzero((every > -np.inf) & (label == label[j]))
+            assert j == (equals[0] if tie_break == "low" else equals[-1]), f"{j} was picked before its copy"
     value = problem.value(chosen)
     assert sel.value == pytest.approx(value, rel=0, abs=1e-6 * size(problem, chosen))
     assert sel.base_value == pytest.approx(

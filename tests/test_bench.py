@@ -24,7 +24,24 @@ if not (ROOT / "bench" / "run.py").is_file():
 sys.path.insert(0, str(ROOT))
 
 from bench import gate, gpu, musts, plot, run
-from bench.cases import CASES, DEVICE_CASES, FL, FL50, FLQ, GC, LD, QUICK, REHEARSAL, TRITON, Case, write_pool
+from bench.cases import (
+    CASES,
+    DEVICE_CASES,
+    FL,
+    FL50,
+    FLQ,
+    GC,
+    LD,
+    QUICK,
+    REHEARSAL,
+    STAGE2,
+    TRITON,
+    Case,
+    task_budgets,
+    task_labels,
+    task_sizes,
+    write_pool,
+)
 from bench.process import Process, Stopped
 from bench.providers import PROVIDERS, specification
 
@@ -85,6 +102,17 @@ def test_cases_name_known_providers_once():
     assert {getattr(musts, name) for name in wanted} <= names
     on_gpu = {(case.name, provider) for case in DEVICE_CASES for provider in case.providers}
     assert {must.at for must in musts.DEVICE_MUSTS} <= on_gpu
+
+
+@pytest.mark.parametrize("case", [case for case in (*DEVICE_CASES, *REHEARSAL) if case.tasks], ids=str)
+def test_tasks_of_a_case(case):
+    """As many rows and choices as the case says, none above its task, no task without."""
+    sizes, labels = task_sizes(case), task_labels(case)
+    budgets = task_budgets(sizes, case.k)
+    assert (sizes.sum(), sizes.max(), budgets.sum()) == (case.n, case.largest, case.k)
+    assert (budgets >= 1).all() and (budgets <= sizes).all() and (sizes[:-1] >= sizes[1:]).all()
+    assert np.array_equal(np.bincount(labels), sizes) and (np.diff(labels) < 0).any()
+    assert case.describe()["tasks"] == case.tasks == len(sizes)
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------------
@@ -157,6 +185,50 @@ def test_reference_gate_fails_one_wrong_pick(objective, pool):
     picks, gains = select(case, x)
     corrupt("one pick replaced", picks, gains, case.n)
     assert gate.check_reference(case, x, picks).startswith("fail: pick 1 ")
+
+
+@pytest.fixture(scope="module")
+def of_tasks():
+    """(case, pool, picks, gains) of a case with tasks, of which the gate looks at a few"""
+    case = tiny(FL, n=900, k=90, tasks=20, largest=200)
+    x = np.random.default_rng(0).standard_normal((900, 32)).astype(np.float32)
+    got = PROVIDERS["smartgpu-numpy"].make()(x, case, case.k)
+    return case, x, got.indices, got.gains
+
+
+def test_gate_passes_greedy_in_every_task(of_tasks):
+    case, x, picks, gains = of_tasks
+    verdict, details = gate.check(case, x, picks, gains)
+    labels, alone = task_labels(case), 0.0
+    for task in range(case.tasks):
+        rows, mine = np.flatnonzero(labels == task), picks[labels[picks] == task]
+        alone += gate.value(tiny(FL), x[rows], np.searchsorted(rows, mine))
+    assert verdict == "pass" and details["value"] == pytest.approx(alone, rel=1e-9)
+    assert details["tasks"] == gate.looked_at(case) and len(details["tasks"]) in (3, 4)
+    assert details["steps"] > 10
+
+
+@pytest.mark.parametrize("looked", [True, False])
+@pytest.mark.parametrize(
+    "kind", ["a gain made up", "one of another task", "two tasks swapped", "one pick replaced"]
+)
+def test_gate_fails_tasks_that_are_not_greedy(kind, looked, of_tasks):
+    """In a task that the gate looks at; in others as far as budgets, rows and sums tell."""
+    case, x, picks, gains = of_tasks
+    picks, gains, labels = picks.copy(), gains.copy(), task_labels(case)
+    of = labels[picks]
+    seen = np.isin(of, gate.looked_at(case)) == looked
+    at = int(np.flatnonzero(seen & (np.bincount(of)[of] > 2))[1])
+    if kind == "a gain made up":
+        gains[at] += 0.1
+    elif kind == "one of another task":
+        picks[at] = np.setdiff1d(np.flatnonzero(labels == (of[at] + 1) % case.tasks), picks)[0]
+    elif kind == "two tasks swapped":  # a pick of each
+        other = int(np.flatnonzero(of != of[at])[0])
+        picks[[at, other]], gains[[at, other]] = picks[[other, at]], gains[[other, at]]
+    else:
+        picks[at] = np.setdiff1d(np.flatnonzero(labels == of[at]), picks)[0]
+    assert gate.check(case, x, picks, gains)[0].startswith("fail: ")
 
 
 def test_no_figure_without_the_gate(pool):
@@ -626,6 +698,9 @@ def test_final_table_and_readme_of_the_device(device_bench, tmp_path, capsys):
     assert lines[1] == "the CPU's" and not list(tmp_path.glob("*.png"))  # no row is of the CPU
     assert f"| {name} | 0.7 s | 500 ms | 1.00 | 90.0 | 0.010 | 1.0 |" in lines
     assert f"| {musts.title(large(20.0))} | 20 s | not measured | - | - | - | - |" in lines
+    stage2 = "FL gaussian 6,266,471 x 1024 / 50,000 in 309 tasks"
+    assert musts.title(STAGE2) == stage2 and f"| {stage2} | 45 s | not measured | - | - | - | - |" in lines
+    assert f"not measured  {stage2}: s: <= 45" in text
     assert "torch 2.11.0" in lines[-2] and f"reached       {name}: s: 0.5" in capsys.readouterr().out
 
 

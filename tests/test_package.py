@@ -146,11 +146,12 @@ MAY_IMPORT = (
     # opened by name only: nothing that `import smartgpu` loads imports these
     *(
         (f"smartgpu/backends/{name}.py", {"smartgpu", "numpy", "torch"})
-        for name in ("triton", "device", "entries", "resident")
+        for name in ("triton", "device", "device_footprint", "entries", "resident", "streaming")
     ),
     ("smartgpu/**/*.py", {"smartgpu", "numpy"}),
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip
     ("tests/test_bench.py", {"smartgpu", "numpy", "pytest", "local", "bench"}),
+    ("tests/test_outcome.py", {"smartgpu", "numpy", "pytest", "local", "bench"}),
     ("tests/*.py", {"smartgpu", "numpy", "pytest", "local"}),
 )
 # Within the package, the layers of docs/architecture.md: these modules import no others of smartgpu.
@@ -158,15 +159,48 @@ LAYERS = {
     "workers": set(),
     "files": set(),
     "version": set(),
-    "constraints": set(),
+    "constraints": {"constraints", "labels"},
     "reference": set(),
     "similarity": {"workers"},
     "checkpoint": {"files"},
     "selection": {"files", "version"},
     "options": {"similarity", "backends"},  # the names that they list
     "backends": {"similarity", "backends", "workers", "kernels", "constraints"},
-    "objectives": {"similarity", "objectives", "backends", "workers", "checkpoint", "constraints"},
+    "objectives": {"arrays", "similarity", "objectives", "backends", "workers", "checkpoint", "constraints"},
+    "near": {"arrays", "backends", "checkpoint", "job", "objectives", "reference"},
     "maximize": {"constraints", "objectives", "checkpoint"},
+    "labels": set(),
+    "alpha": {"backends", "objectives", "options", "selecting", "selection", "similarity"},
+    "baselines": {
+        *("api", "arrays", "backends", "job", "objectives", "options", "selection", "similarity"),
+    },
+    "many": {
+        "selecting",
+        *("arrays", "backends", "job", "labels", "objectives", "options", "selection", "similarity"),
+        "workers",
+    },
+    # on top of what anybody may call, but for the checked arguments that its many selections share
+    "mixture": {
+        *(
+            "api",
+            "arrays",
+            "backends",
+            "checkpoint",
+            "files",
+            "job",
+            "labels",
+            "many",
+            "mixture",
+            "objectives",
+        ),
+        *("options", "selection", "similarity", "workers"),
+    },
+    # measures with the primitives that evaluate() uses
+    "reporting": {
+        *("arrays", "backends", "files", "job", "labels", "mixture", "objectives", "options", "reporting"),
+        *("selection", "similarity", "version"),
+    },
+    "exports": {"exports", "files", "io", "similarity"},
 }
 
 

@@ -114,7 +114,10 @@ def test_what_is_held_is_what_was_planned(pool, name):
     )
     least, held = peak(lambda: select(x, **call, memory=planned.least))
     assert held <= 1.01 * planned.least, f"held {held:,}, planned {planned.least:,}"
-    assert held > 0.25 * planned.least, f"held {held:,} of {planned.least:,}: the plan says too much"
+    fixed = dict(planned.parts)["threads, lists"]
+    assert held > 0.25 * (planned.least - fixed), (
+        f"held {held:,} of {planned.least:,}: the plan says too much"
+    )
     roomy, held = peak(lambda: select(x, **call))
     assert held <= 1.01 * planned.peak, f"held {held:,}, planned {planned.peak:,}"
     np.testing.assert_array_equal(least.indices, roomy.indices)
@@ -190,9 +193,9 @@ def test_printed(pool, capsys):
         out, err = capsys.readouterr()
         assert out == "" and err.startswith(f"{picks.k} of 500 rows by") and "must be there" in err
         np.testing.assert_array_equal(picks.indices, again.indices)
-    with pytest.raises(ValueError, match="plan is for backend 'numpy'"):
+    with pytest.raises(ValueError, match="plan is for backends 'numpy' and 'triton'"):
         select(pool[:50], 5, backend="reference", plan=True)
-    with pytest.raises(ValueError, match="plan is for backend 'numpy'"):
+    with pytest.raises(ValueError, match="plan is for backends 'numpy' and 'triton'"):
         plan(pool[:50], 5, backend="reference")
 
 

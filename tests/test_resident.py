@@ -6,14 +6,12 @@ from pathlib import Path
 import aot
 import numpy as np
 import pytest
-
-pytest.register_assert_rewrite("oracle")
 from oracle import OBJECTIVES, SIMILARITIES, check, synthetic, with_copies
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, select
+from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, Quotas, select
 from smartgpu.backends import device as devices
 from smartgpu.backends import resident
 from smartgpu.backends.triton import TritonBackend
@@ -123,6 +121,34 @@ def test_given_exclude_coverage_and_all_rows(rng, monkeypatch, name):
     for n in (1, 2, 5):
         one, two, _ = both(monkeypatch, x[:n], n, objective.take(np.arange(n)), "cosine_shifted")
         np.testing.assert_array_equal(one.indices, two.indices)
+
+
+@pytest.mark.parametrize("limit", ["budget", "quotas", "both", "minima", "coverage"])
+@pytest.mark.parametrize("name", ["fl", "gc", "logdet", "qdit"])
+def test_limits(rng, monkeypatch, name, limit):
+    """Costs that are whole and the quotas of one field are kept on the device; fractions by steps, and minima that have
+    to be paid, until they are."""
+    x, group = synthetic(rng, 70, 8), rng.integers(0, 4, 70).tolist()
+    objective, cost = OBJECTIVES[name](x, rng), rng.integers(1, 9, 70).astype(float)
+    how = {
+        "budget": {"budget": 50.0, "cost": cost},
+        "quotas": {"quotas": Quotas(group, minimum={0: 5}, maximum={1: 2, 2: 0.4}), "k": 14},
+        "both": {"budget": 50.0, "cost": cost, "quotas": Quotas(group, maximum=4)},
+        "minima": {"budget": 50.0, "cost": cost, "quotas": Quotas(group, minimum={0: 5})},
+        "coverage": {"coverage": 0.5, "quotas": Quotas(group, minimum={3: 9})},
+    }[limit]
+    if limit == "coverage" and name not in ("fl", "logdet"):
+        pytest.skip("coverage is for monotone objectives")
+    k = how.pop("k", None)
+    one, two, looks = both(monkeypatch, x, k, objective, "cosine_shifted", **how)
+    np.testing.assert_array_equal(one.indices, two.indices)
+    np.testing.assert_allclose(one.gains, two.gains, rtol=0, atol=1e-9 if name == "logdet" else 0)
+    assert (looks > 0 or limit == "minima") and one.limits == two.limits
+    if limit == "budget":
+        how["cost"] = cost + 0.1
+        one, two, looks = both(monkeypatch, x, k, objective, "cosine_shifted", **how)
+        np.testing.assert_array_equal(one.indices, two.indices)
+        assert looks == 0
 
 
 @pytest.mark.parametrize("name", ["fl", "gc", "logdet"])
@@ -247,7 +273,9 @@ def jobs(target):
 
     per_row = torch.zeros(n, dtype=torch.float64)
     plain = kernels.Search(n, 100, "cpu")
-    full = kernels.Search(n, 100, "cpu", low=False, stale=True, before=per_row, after=per_row)
+    groups = (torch.zeros(n, dtype=torch.int32), *torch.zeros((2, 64), dtype=torch.int32), 5)
+    limits = {"cost": per_row, "left": 1.0, "rate": per_row, "quotas": groups}
+    full = kernels.Search(n, 100, "cpu", low=False, stale=True, before=per_row, after=per_row, **limits)
     sums = torch.zeros(plain.slots, dtype=torch.int64)
     pairs = (torch.zeros(n + 1, dtype=torch.int64), *torch.zeros((2, 64), dtype=torch.int32))
     level, weights = torch.zeros(n, dtype=torch.int32), torch.zeros(n, dtype=torch.int64)

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-
-pytest.register_assert_rewrite("oracle")
 from oracle import OBJECTIVES, PER_ROW, SIMILARITIES, N, check, represented, synthetic, with_copies
 
 import smartgpu

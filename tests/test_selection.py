@@ -6,8 +6,6 @@ import zipfile
 
 import numpy as np
 import pytest
-
-pytest.register_assert_rewrite("oracle")
 from oracle import OBJECTIVES, SIMILARITIES, N, synthetic, with_copies
 
 import smartgpu

@@ -4,8 +4,6 @@ import logging
 
 import numpy as np
 import pytest
-
-pytest.register_assert_rewrite("oracle")
 from oracle import OBJECTIVES, PER_ROW, SIMILARITIES, check, synthetic, with_copies
 
 torch = pytest.importorskip("torch")
@@ -14,11 +12,13 @@ pytest.importorskip("triton")
 import smartgpu
 from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, backends, reference, select
 from smartgpu.backends import gpu
+from smartgpu.job import Job
 from smartgpu.objectives import Ground
+from smartgpu.options import make_options
 from smartgpu.similarity import Precomputed, as_similarity
 
 pytestmark = pytest.mark.usefixtures("device")
-DENSE = 1  # byte of memory: survivors are never stored
+DENSE = "least"  # memory: survivors are never stored
 ONE = 2**22
 
 
@@ -32,7 +32,11 @@ def _kernels_ran(request):
 
 
 def run(x, k, objective, kind, **how):
-    sel = select(x, k, objective, kind, **{"backend": "triton", "precision": "ieee", **how})
+    how = {"precision": "ieee", **how}
+    if how.get("memory") == DENSE:
+        options = make_options({"backend": "triton", "precision": how["precision"]})
+        how["memory"] = Job.check(x, objective, kind, options).budget(k).cost.least
+    sel = select(x, k, objective, kind, **{"backend": "triton", **how})
     assert sel.backend == "triton" and sel.indices.dtype == np.int64 and sel.gains.dtype == np.float64
     return sel
 
@@ -50,8 +54,7 @@ def test_picks_are_the_references(rng, name, similarity, memory):
         with pytest.raises(ValueError, match="positive semi-definite"):
             run(x, 5, objective, kind)
         return
-    how = {} if name == "mixture" else {"memory": memory}  # the Cholesky factor needs some memory too
-    sel = run(x, 6, objective, kind, **how)
+    sel = run(x, 6, objective, kind, memory=memory)
     check(sel, x, kind, objective, copies_tie=name not in PER_ROW)
 
 
@@ -339,8 +342,8 @@ def test_memory_changes_no_pick(rng, monkeypatch):
     for weights in (None, rng.random(70)):
         runs = []
         for memory, expected in (
-            (None, {(Survivors, "accept"), (Survivors, "compact")}),
-            (DENSE, {(TritonBackend, "accept")}),
+            (None, {(Excesses, "_sparse"), (Survivors, "compact")}),
+            (DENSE, {(Excesses, "_dense")}),
         ):
             used.clear()
             runs.append(run(x, 12, FacilityLocation(weights), "rbf", memory=memory))
@@ -401,7 +404,7 @@ def test_represented_rows_on_the_device(rng, device):
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["cosine", "cosine_shifted", "dot", "rbf", "max_minus_sqeuclidean"])
-@pytest.mark.parametrize("memory", [None, "40MB", DENSE], ids=["survivors", "little memory", "dense"])
+@pytest.mark.parametrize("memory", [None, "80MB", DENSE], ids=["survivors", "little memory", "dense"])
 def test_larger_pools(rng, device, similarity, memory):
     """Many tiles and waves of programs, survivors compacted several times."""
     x, kind = synthetic(rng, 3001, 77), as_similarity(similarity)

@@ -8,15 +8,20 @@ result depends on blocks or threads.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from smartgpu.backends import gpu
 from smartgpu.similarity import Geometry, Matrix, Similarity, choose
 
+if TYPE_CHECKING:
+    from smartgpu.backends.footprint import Footprint
+
 QUANTUM = 2.0**-22  # of the prepared similarity, |s| <= 1
+MOST = 1 << 22  # quanta: no similarity is larger
 STORE_ALL = 1 << 22  # pairs of a pool so small that survivors are stored at once, however many they are
 
 
@@ -59,8 +64,27 @@ class Backend(Protocol):
 
     @staticmethod
     def compiling() -> float: ...  # seconds that this process has spent on compiling, so far
+
+    sizes: Footprint  # what it and the objectives on it allocate, from shapes
+
     @staticmethod
     def default_memory() -> int: ...  # bytes that an objective's own arrays may take, where nothing is said
+
+    # What a selection takes, before anything is prepared: of the checked pool x, and of rows beside it.
+    @staticmethod
+    def footprint(x: Any, kind: Similarity, **how: Any) -> Footprint: ...
+    @staticmethod
+    def room(
+        *sets: Any,
+    ) -> tuple[int, int | None]: ...  # (memory where nothing is said, bytes there are at most)
+
+    # DeviceMemoryError and DeviceLostError (see backends/gpu.py) are raised inside, in the stead of a library's errors.
+    @staticmethod
+    def failures(*sets: Any) -> AbstractContextManager[None]: ...
+    @staticmethod
+    def check_inputs(
+        geometry: Geometry,
+    ) -> None: ...  # ValueError where tensors used in place were changed since
 
     # Features, before a backend is open: prepared rows, and float64 arithmetic on them (see backends/linear.py).
     @staticmethod
@@ -74,8 +98,8 @@ class Backend(Protocol):
 
     def new_level(self) -> Any: ...  # (r,) zeros: level[i] = max(0, max_{j in S} q_ij)
     def raise_level(
-        self, level: Any, cols: np.ndarray
-    ) -> None: ...  # level[i] = max(level[i], max_c q_ic), in place
+        self, level: Any, cols: np.ndarray, cap: Any = None
+    ) -> None: ...  # level[i] = max(level[i], max_c q_ic), in place, and no more than the cap, a level itself
     def row_max(self) -> Any: ...  # (r,) max over all candidates, floored at 0
     def level_sum(self, level: Any, weights: Any = None) -> int: ...  # sum_i w_i level[i]
     def level_from(self, values: np.ndarray) -> Any: ...  # (r,) integers >= 0 on the host -> a level
@@ -85,8 +109,8 @@ class Backend(Protocol):
         self, level: Any, weights: Any = None
     ) -> np.ndarray: ...  # (n,) int64 sum_i w_i max(q_ij - level_i, 0)
     def keep(
-        self, level: Any, cols: np.ndarray, weights: Any = None
-    ) -> Kept: ...  # the same for m columns, kept
+        self, level: Any, cols: np.ndarray, weights: Any = None, cap: Any = None
+    ) -> Kept: ...  # the same for m columns, kept; with min(q_ij, cap_i) in the place of q_ij
     def accept(
         self, kept: Kept, b: int, level: Any
     ) -> None: ...  # raise the level by kept column b, in place
@@ -94,8 +118,10 @@ class Backend(Protocol):
     def held(self) -> int: ...  # bytes of `memory` that are taken besides survivors
     def estimate_survivors(self, level: Any) -> float: ...  # about how many pairs have q_ij > level_i
     def survivors(
-        self, level: Any, weights: Any = None
-    ) -> Sparse: ...  # those pairs, stored: one sweep or half of one
+        self, level: Any, weights: Any = None, cap: Any = None
+    ) -> (
+        Sparse | None
+    ): ...  # those pairs, stored, no q larger than the cap; None if they do not fit after all
 
     def totals(self) -> np.ndarray: ...  # (n,) int64 sum_i q_ij
     def diagonal(self) -> np.ndarray: ...  # (n,) int64 q_jj; candidates x candidates

@@ -5,8 +5,11 @@ What similarity.prepare and backends/linear.py are for numpy arrays; the definit
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from smartgpu.backends import gpu, resident
 from smartgpu.backends.linear import in_order
 from smartgpu.constraints import Goal
 from smartgpu.kernels import linear
-from smartgpu.kernels.similarity import Form, round_to_tf32
+from smartgpu.kernels.similarity import Form, round_to_tf32, squared_norms
 from smartgpu.similarity import (
     Cosine,
     CosineShifted,
@@ -32,6 +35,10 @@ from smartgpu.workers import default_memory
 
 SHARE = 0.5  # of the free device memory is taken, where nothing is said
 NUMBERS = 1 << 22  # float64 numbers of a block, 32 MiB
+# What torch, Triton and cuBLAS say where there is no memory left, and where a device cannot go on.
+NO_ROOM = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+BROKEN = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "CUBLAS_STATUS", "cuBLAS")
+LOST = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 COSINES = (Cosine, CosineShifted, CosineSquared)
 HALVES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 # precision -> (dtype of the features, how float32 products are made)
@@ -48,14 +55,28 @@ ARITHMETIC = {
 class Pool(Geometry):
     """Prepared features on a device: `scale` times the tensors x (n, d) and rows (r, d), scale a power of two.
 
+    Of a pool that streams x and rows are streaming.HostRows, whose blocks come to the device when they are asked for.
+
     products  how float32 ones are made: "ieee", "tf32" or "tf32x3"
     owned     bytes that were allocated for them; 0 where they are the caller's own tensors
+    watched   those tensors, with the number of changes that torch had counted
     Rows may be longer than the input's, by zeros: see padded().
     """
 
     scale: float = 1.0
     products: str = "ieee"
     owned: int = 0
+    watched: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+
+    def check_unchanged(self) -> None:
+        """ValueError where tensors that were used in place are not what they were."""
+        for tensor, before in self.watched:
+            if tensor._version != before:
+                raise ValueError(
+                    f"X or represented, {tuple(tensor.shape)} on {tensor.device}, was changed in place "
+                    f"{tensor._version - before} times while rows were chosen from it: these picks are of no one "
+                    "pool. Wait for select() before changing it, or pass a copy"
+                )
 
     @property
     def device(self) -> torch.device:
@@ -94,11 +115,44 @@ def open_device(*sets: np.ndarray | torch.Tensor | None) -> torch.device:
     return device
 
 
-def share(device: torch.device) -> int:
-    """The default memory, bytes: half of what is free on the device; in the interpreter that of the CPU."""
+def real() -> bool:
+    """Whether kernels run on a GPU, and not in Triton's interpreter."""
+    return not gpu.interpreted()
+
+
+def free(device: torch.device) -> int:
+    """Bytes that may be allocated on the device now, those that torch holds in reserve included; in the interpreter
+    what is free on the CPU."""
     if device.type != "cuda":
-        return default_memory()
-    return int(SHARE * torch.cuda.mem_get_info(device)[0])
+        return 8 * default_memory()
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
+
+
+def share(device: torch.device) -> int:
+    """The default memory, bytes: half of what is free on the device; in the interpreter an eighth of the CPU's."""
+    return int(SHARE * free(device)) if device.type == "cuda" else default_memory()
+
+
+@contextmanager
+def failures(device: torch.device) -> Iterator[None]:
+    """Inside, what a device runs into is raised as DeviceMemoryError or DeviceLostError."""
+    before = held(device)
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(text in told for text in NO_ROOM):
+            room = free(device) + held(device) - before  # once what was taken inside is given back
+            raise gpu.DeviceMemoryError("the device ran out of memory", room) from error
+        if isinstance(error, LOST) or any(text in told for text in BROKEN):
+            raise gpu.DeviceLostError(f"the device failed: {told.strip().splitlines()[0]}") from error
+        raise
+
+
+def held(device: torch.device) -> int:
+    """Bytes of torch's tensors on the device; in the interpreter 0."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def prepare(
@@ -107,6 +161,7 @@ def prepare(
     rows: np.ndarray | torch.Tensor | None = None,
     *,
     precision: str = "auto",
+    store: Callable | None = None,
 ) -> Pool:
     """Features of candidates x (n, d) and represented rows (r, d; None: x itself), on a device.
 
@@ -114,22 +169,29 @@ def prepare(
                "auto" is "fp16" for cosines, what they are for 16-bit dot products, and else "tf32x3"
 
     Dot products of tensors that are there already use them in place, where rows begin and end at multiples of 16
-    numbers. O(n d) time, 32 MiB at a time besides the result.
+    numbers. store(n, d, dtype) gives the arrays that features are written to, where they shall not be on the device;
+    arrays on the host whose rows are features as they are, a file's for example, are used in place then.
+    O(n d) time, 32 MiB at a time besides the result.
     """
     device = open_device(x, rows)
     sets = [x] if rows is None else [x, rows]
-    if precision == "auto":
-        precision = _automatic(kind, sets)
-    dtype, products = ARITHMETIC[precision]
-    convert = _Converter(device, dtype, products)
+    dtype, products, in_place = layout(kind, sets, precision)
+    in_place = in_place and store is None
+    convert = _Converter(device, dtype, products, store)
     unit, gamma, scale = 1.0, 0.0, 1.0
     if isinstance(kind, COSINES):
         out = [convert(s, normalise=True) for s in sets]
     elif isinstance(kind, Dot):
         top = power_of_two(max(_largest(s, device) for s in sets))
         unit = top * top
-        if all(_in_place(s, device, dtype, products) for s in sets) and 2.0**-40 <= top <= 2.0**40:
-            out, scale = sets, 1 / top
+        if 2.0**-40 <= top <= 2.0**40 and products != "tf32" and all(_dtype(s) == dtype for s in sets):
+            scale = 1 / top  # the rows are their own features
+            if in_place:
+                out = sets
+            elif store is not None:
+                out = [_view(s) if _as_it_is(s) else convert(s) for s in sets]
+            else:
+                out = [convert(s) for s in sets]
         else:
             out = [convert(s, divide=top) for s in sets]
     else:
@@ -145,8 +207,18 @@ def prepare(
             gamma = (kind.gamma if kind.gamma is not None else 1.0 / x.shape[1]) * divide * divide
         elif isinstance(kind, ExpEuclidean):
             gamma = divide / x.shape[1]
-    owned = sum(t.nbytes for t in out) if scale == 1.0 else 0
-    return Pool(kind, out[0], out[-1], unit, gamma, scale=scale, products=products, owned=owned)
+    own = [t for t, s in zip(out, sets, strict=True) if t is not s]
+    used = [t for t, s in zip(out, sets, strict=True) if t is s]
+    watched = [(s, s._version) for s in used if not s.is_inference()]  # those count no changes
+    how = {"scale": scale, "products": products, "owned": sum(t.nbytes for t in own), "watched": watched}
+    return Pool(kind, out[0], out[-1], unit, gamma, **how)
+
+
+def layout(kind: Similarity, sets: list, precision: str) -> tuple[torch.dtype, str, bool]:
+    """(dtype of the features, how their products are made, whether these tensors are used as they are)."""
+    dtype, products = ARITHMETIC[_automatic(kind, sets) if precision == "auto" else precision]
+    in_place = isinstance(kind, Dot) and all(_in_place(s, dtype, products) for s in sets)
+    return dtype, products, in_place
 
 
 def _automatic(kind: Similarity, sets: list) -> str:
@@ -159,12 +231,36 @@ def _automatic(kind: Similarity, sets: list) -> str:
     return "tf32x3"
 
 
-def _in_place(s: np.ndarray | torch.Tensor, device: torch.device, dtype: torch.dtype, products: str) -> bool:
+def _in_place(s: np.ndarray | torch.Tensor, dtype: torch.dtype, products: str) -> bool:
     """Whether kernels can read a tensor as it is, in wide pieces. For tf32 rows are rounded first."""
-    if not isinstance(s, torch.Tensor) or s.device != device or s.dtype != dtype or products == "tf32":
+    if not isinstance(s, torch.Tensor) or s.dtype != dtype or products == "tf32":
+        return False
+    if s.device.type != "cuda" and real():
         return False
     aligned = s.shape[1] % 16 == 0 and s.stride(0) % 16 == 0 and s.data_ptr() % 16 == 0
     return aligned and s.stride(1) == 1
+
+
+def _dtype(s: np.ndarray | torch.Tensor) -> torch.dtype | None:
+    return s.dtype if isinstance(s, torch.Tensor) else getattr(torch, s.dtype.name, None)
+
+
+def _as_it_is(s: np.ndarray | torch.Tensor) -> bool:
+    """Whether an array on the host lies as stored features do."""
+    if isinstance(s, torch.Tensor):
+        lies = s.device.type == "cpu" and s.is_contiguous()
+    else:
+        lies = s.dtype.isnative and s.flags.c_contiguous
+    return lies and padded(s.shape[1]) == s.shape[1]
+
+
+def _view(s: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor, which nobody will write to."""
+    if isinstance(s, torch.Tensor):
+        return s
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        return torch.as_tensor(s)
 
 
 def padded(d: int) -> int:
@@ -176,13 +272,13 @@ def padded(d: int) -> int:
 class _Converter:
     """Rows in float64, block by block, rounded once to the dtype of the features, and padded."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, products: str):
+    def __init__(self, device: torch.device, dtype: torch.dtype, products: str, store: Callable | None):
         self.device, self.dtype, self.products = device, dtype, products
+        self.direct, self.store = store is None, store or functools.partial(_new, device)
 
     def __call__(self, s, *, divide: float = 1.0, centre=None, normalise: bool = False) -> torch.Tensor:
         d = s.shape[1]
-        out = torch.empty((len(s), padded(d)), dtype=self.dtype, device=self.device)
-        out[:, d:] = 0
+        out = self.store(len(s), padded(d), self.dtype)
         for part, block in _blocks(s, self.device):
             if normalise:
                 block, norms = _normed(block)
@@ -191,16 +287,46 @@ class _Converter:
                 block -= centre
             if divide != 1.0:
                 block /= divide
-            out[part, :d] = block
-        return round_to_tf32(out) if self.products == "tf32" else out
+            there = out[part] if self.direct else _new(self.device, len(block), out.shape[1], self.dtype)
+            there[:, :d] = block
+            there[:, d:] = 0
+            if self.products == "tf32":
+                there.copy_(round_to_tf32(there))
+            if not self.direct:
+                out[part] = there
+        return out
+
+
+def _new(device: torch.device, n: int, d: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty((n, d), dtype=dtype, device=device)
+
+
+def block_rows(d: int) -> int:
+    """Rows of d features that are worked on together in float64: sums are made block by block, in order."""
+    return max(1, NUMBERS // max(d, 1))
 
 
 def _blocks(s: np.ndarray | torch.Tensor, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
     """(rows, their float64 values on the device), block by block; the values may be written to."""
-    step = max(1, NUMBERS // max(s.shape[1], 1))
+    if not isinstance(s, (np.ndarray, torch.Tensor)):  # rows that stream, in these very blocks
+        yield from ((part, widen(block, device)) for part, block in s.blocks())
+        return
+    step = block_rows(s.shape[1])
     for i in range(0, len(s), step):
         part = slice(i, min(i + step, len(s)))
         yield part, widen(s[part], device)
+
+
+def take(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Rows of features, by number, on the device."""
+    return x[at] if isinstance(x, torch.Tensor) else x.take(at)
+
+
+def over(x: torch.Tensor, at: torch.Tensor | None, work: Callable) -> torch.Tensor:
+    """work(rows, index, part) over all rows, or those `at`, joined: at once, or piece by piece where they stream."""
+    if isinstance(x, torch.Tensor):
+        return work(x, at, slice(None))
+    return torch.cat([work(rows, None, part) for part, rows in x.pieces(at)])
 
 
 def widen(block: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -224,6 +350,25 @@ def largest_distance(rows: torch.Tensor, x: torch.Tensor) -> float:
 def quantise(s: torch.Tensor) -> torch.Tensor:
     """float32 similarities, clamped to [-1, 1], as int32 quanta: s + 3 lies in [2, 4], where the spacing is 2^-22."""
     return (s.clamp(-1, 1) + 3.0).view(torch.int32) - 0x40400000
+
+
+def own_quanta(y: torch.Tensor, form: Form) -> torch.Tensor:
+    """q_jj of rows, (m,) int64: from squared norms, which are made by the chain of the products, and the kind's map."""
+    if form.distance:
+        s = torch.zeros(len(y), device=y.device)
+    else:
+        s = squared_norms(y, Form("max_minus_sqeuclidean", precision=form.precision))
+    if form.kind == "dot":
+        s = s * form.factor
+    elif form.kind == "cosine_shifted":
+        s = s * 0.5 + 0.5
+    elif form.kind == "cosine_squared":
+        s = s * s
+    elif form.kind == "max_minus_sqeuclidean":
+        s = torch.full_like(s, form.top)
+    elif form.distance:  # exp(0)
+        s = torch.ones_like(s)
+    return quantise(s).to(torch.int64)
 
 
 def _normed(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,15 +397,21 @@ class LinearFeatures:
 
     def __init__(self, pool: Pool, x: torch.Tensor):
         self.x, self.scale, self.device = x, pool.scale, x.device
+        if not isinstance(x, torch.Tensor):
+            self.loop = None  # a step reads any of the rows
 
     def rows(self, index: np.ndarray | int) -> np.ndarray:
         """(m, d) float64, or (d,) for one index."""
         at = torch.as_tensor(index, device=self.device)
-        return self.x[at].to(torch.float64).mul_(self.scale).cpu().numpy()
+        if at.ndim == 0:
+            return self.rows(at[None])[0]
+        return take(self.x, at).to(torch.float64).mul_(self.scale).cpu().numpy()
 
     def times(self, v: np.ndarray, cols: np.ndarray | None = None) -> np.ndarray:
         """x_j . v for all rows or for `cols`: (m,) float64, or (m, q) with v (d, q)."""
-        return linear.times(self.x, self._put(v), self._index(cols)).mul_(self.scale).cpu().numpy()
+        v = self._put(v)
+        out = over(self.x, self._index(cols), lambda x, at, part: linear.times(x, v, at))
+        return out.mul_(self.scale).cpu().numpy()
 
     def hold(self, cols: np.ndarray) -> Held:
         """Rows whose products will be asked for again and again."""
@@ -279,7 +430,8 @@ class LinearFeatures:
 
     def own(self) -> np.ndarray:
         """x_j . x_j, (n,) float64."""
-        return linear.squares(self.x).mul_(self.scale**2).cpu().numpy()
+        squares = over(self.x, None, lambda x, at, part: linear.squares(x))
+        return squares.mul_(self.scale**2).cpu().numpy()
 
     def sum(self) -> np.ndarray:
         """sum_j x_j, (d,) float64."""
@@ -301,14 +453,16 @@ class LinearFeatures:
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         copies = np.flatnonzero(first[inverse] != np.arange(len(self.x)))
         if not self._equal(copies, first[inverse[copies]]):  # different rows with one key
-            every = (self.x.to(torch.float32).cpu() + 0).numpy()
+            parts = [(block.to(torch.float32) + 0).cpu().numpy() for _, block in self._blocks()]
+            every = np.concatenate(parts)
             _, first, inverse = np.unique(every, axis=0, return_index=True, return_inverse=True)
         return in_order(first, inverse)
 
     def _equal(self, a: np.ndarray, b: np.ndarray) -> bool:
         step = max(1, NUMBERS // self.x.shape[1])
         parts = (slice(i, i + step) for i in range(0, len(a), step))
-        return all(torch.equal(self.x[self._index(a[p])], self.x[self._index(b[p])]) for p in parts)
+        both = ((take(self.x, self._index(rows[p])) for rows in (a, b)) for p in parts)
+        return all(torch.equal(*rows) for rows in both)
 
     def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         for part, block in _blocks(self.x, self.device):
@@ -342,12 +496,12 @@ class Wide:
         self.pool, self.x, self.device = pool, pool.x, pool.x.device
         self.factors = torch.full((len(self.x),), pool.scale, dtype=torch.float64, device=self.device)
         if isinstance(pool.kind, COSINES):
-            squares = linear.squares(self.x)
+            squares = over(self.x, None, lambda x, at, part: linear.squares(x))
             self.factors = torch.where(squares > 0, squares.rsqrt(), 0.0)
 
     def _rows(self, index: np.ndarray) -> torch.Tensor:
         at = torch.from_numpy(index).to(self.device)
-        return self.x[at].to(torch.float64) * self.factors[at][:, None]
+        return take(self.x, at).to(torch.float64) * self.factors[at][:, None]
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """(m, d) float64 on the host"""
@@ -383,7 +537,7 @@ class Wide:
 
     def factor(self, count: int) -> Factor:
         """Rows of a Cholesky factor of the similarity."""
-        return Factor(self.similarities, count, self.device)
+        return Factor(self.similarities, count, self.x.shape[1], self.device)
 
 
 class Span:
@@ -393,17 +547,20 @@ class Span:
         self.x, self.first, self.device = wide.x, first, wide.device
         self.factors, self.last = wide.factors * a**0.5, b**0.5 if b else None
         self.kept: torch.Tensor | None = None  # (d, size) float64
+        if not isinstance(self.x, torch.Tensor):
+            self.loop = None  # a step reads any of the rows
 
     def _at(self, rows: np.ndarray) -> torch.Tensor:
         return self.first[torch.from_numpy(rows).to(self.device)]
 
     def _rows(self, at: torch.Tensor) -> torch.Tensor:
-        y = self.x[at].to(torch.float64) * self.factors[at][:, None]
+        y = take(self.x, at).to(torch.float64) * self.factors[at][:, None]
         return y if self.last is None else torch.nn.functional.pad(y, (0, 1), value=self.last)
 
     def own(self) -> np.ndarray:
         """y_j . y_j, (u,) float64."""
-        out = linear.squares(self.x, self.first) * self.factors[self.first].square()
+        out = over(self.x, self.first, lambda x, at, part: linear.squares(x, at))
+        out *= self.factors[self.first].square()
         return (out if self.last is None else out + self.last**2).cpu().numpy()
 
     def loop(self, goal: Goal, row: np.ndarray, residual: np.ndarray, **volume) -> resident.Volumes:
@@ -432,8 +589,17 @@ class Span:
     def _falls(self, rows: np.ndarray, v: torch.Tensor, behind: torch.Tensor) -> np.ndarray:
         at, d = self._at(rows), self.x.shape[1]
         shift = None if self.last is None else v[d] * self.last
-        out = linear.falls(self.x, v[:d], behind, cols=at, scale=self.factors[at], shift=shift)
-        return out.cpu().numpy()
+        scale = self.factors[at]
+
+        def falls(x: torch.Tensor, rows: torch.Tensor | None, part: slice) -> torch.Tensor:
+            missed, factors = behind[part], scale[part]
+            if (
+                rows is None
+            ):  # begin where a tensor of their own would: for other places another kernel is compiled
+                missed, factors = missed.clone(), factors.clone()
+            return linear.falls(x, v[:d], missed, cols=rows, scale=factors, shift=shift)
+
+        return over(self.x, at, falls).cpu().numpy()
 
     def quadratic(self, rows: np.ndarray, q: np.ndarray) -> np.ndarray:
         """y_j' q y_j, (m,) float64, q (d, d)."""
@@ -456,11 +622,16 @@ class Span:
         return (slice(i, i + step) for i in range(0, count, step))
 
 
+def factor_step(d: int) -> int:
+    """Rows of a Cholesky factor brought up to date together."""
+    return min(block_rows(d), 16384)
+
+
 class Factor:
     """Rows of a Cholesky factor, (count, width) float64: s of the picks is L L', row j is L^-1 s_Sj."""
 
-    def __init__(self, similarities: Callable, count: int, device: torch.device):
-        self.similarities, self.device = similarities, device
+    def __init__(self, similarities: Callable, count: int, d: int, device: torch.device):
+        self.similarities, self.d, self.device = similarities, d, device
         self.values = torch.zeros((count, 64), dtype=torch.float64, device=device)
 
     @property
@@ -478,6 +649,11 @@ class Factor:
         rows, done (m,), picks (t,) int64 numbers into first (u,), which says whose row each is; pivots (t,) float64.
         Returns the sum of the squares of the new entries, (m,) float64.
         """
-        s = self.similarities(first[picks[begin:]], first[rows])
-        rows, done, picks, pivots = (torch.from_numpy(a).to(self.device) for a in (rows, done, picks, pivots))
-        return linear.cholesky(self.values, rows, done, s.contiguous(), picks, pivots).cpu().numpy()
+        there, heights = (torch.from_numpy(a).to(self.device) for a in (picks, pivots))
+        out, step = np.empty(len(rows)), factor_step(self.d)
+        for i in range(0, len(rows), step):
+            part = rows[i : i + step]
+            s = self.similarities(first[picks[begin:]], first[part]).contiguous()
+            mine, have = (torch.from_numpy(a).to(self.device) for a in (part, done[i : i + step]))
+            out[i : i + step] = linear.cholesky(self.values, mine, have, s, there, heights).cpu().numpy()
+        return out

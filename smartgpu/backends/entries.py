@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from smartgpu.backends import device as blocks
 from smartgpu.backends.device import quantise, widen
 from smartgpu.kernels import greedy, walk
 from smartgpu.similarity import Matrix
-
-NUMBERS = 1 << 24  # entries worked on at a time
 
 
 class Entries:
@@ -28,7 +27,7 @@ class Entries:
     def columns(self, cols: torch.Tensor) -> torch.Tensor: ...
 
     def _blocks(self, n: int) -> Iterator[slice]:
-        step = max(1, NUMBERS // max(self.r, 1))
+        step = max(1, blocks.NUMBERS // max(self.r, 1))
         return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
     def _every(self) -> Iterator[torch.Tensor]:
@@ -70,10 +69,11 @@ class Dense(Entries):
     def __init__(self, pool: Matrix, device: torch.device):
         super().__init__(pool, device)
         self.q = torch.empty((self.n, self.r), dtype=torch.int32, device=device)
-        step = max(1, NUMBERS // max(self.n, 1))
+        step = max(1, blocks.NUMBERS // max(self.n, 1))
         for i in range(0, self.r, step):
-            values = widen(pool.dense[i : i + step], device).div_(pool.unit)
-            self.q[:, i : i + step] = quantise(values.to(torch.float32)).T
+            values = widen(pool.dense[i : i + step], device).div_(pool.unit).to(torch.float32)
+            self.q[:, i : i + step] = quantise(values).T
+            del values  # before the next ones are there
 
     @property
     def nbytes(self) -> int:
@@ -89,18 +89,27 @@ class Dense(Entries):
         return greedy.column_excess(self.q, level, weights=weights)
 
     def sampled(self, level: torch.Tensor, rows: torch.Tensor) -> int:
-        return int((self.q[:, rows] > level[rows]).sum())
+        return sum(int((columns[:, rows] > level[rows]).sum()) for columns in self._every())
 
-    def survivors(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def survivors(
+        self, level: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
         ptr = torch.zeros(self.n + 1, dtype=torch.int64, device=self.device)
-        rows, q = [], []
         for part, columns in zip(self._blocks(self.n), self._every(), strict=True):
-            alive = columns > level
-            torch.sum(alive, dim=1, out=ptr[part.start + 1 : part.stop + 1])
-            at = alive.nonzero()
-            rows.append(at[:, 1].to(torch.int32))
-            q.append(columns[at[:, 0], at[:, 1]])
-        return ptr.cumsum_(0), torch.cat(rows), torch.cat(q)
+            torch.sum(columns > level, dim=1, out=ptr[part.start + 1 : part.stop + 1])
+        ptr.cumsum_(0)
+        total = int(ptr[-1])
+        if total > most:
+            return None
+        rows, q = (torch.empty(total, dtype=torch.int32, device=self.device) for _ in range(2))
+        end = 0
+        for columns in self._every():
+            at = (columns > level).nonzero()
+            start, end = end, end + len(at)
+            rows[start:end] = at[:, 1]
+            q[start:end] = columns[at[:, 0], at[:, 1]]
+            del at  # before the next ones are there
+        return ptr, rows, q
 
     def diagonal(self) -> torch.Tensor:
         return self.q.diagonal().to(torch.int64)
@@ -115,22 +124,30 @@ class Stored(Entries):
         self.ptr = torch.from_numpy(indptr.astype(np.int64)).to(device)
         self.rows = torch.from_numpy(indices.astype(np.int32)).to(device)
         self.q = torch.empty(len(data), dtype=torch.int32, device=device)
-        for i in range(0, len(data), NUMBERS):
-            values = widen(data[i : i + NUMBERS], device).div_(pool.unit)
-            self.q[i : i + NUMBERS] = quantise(values.to(torch.float32))
+        for i in range(0, len(data), blocks.NUMBERS):
+            part = slice(i, i + blocks.NUMBERS)
+            self.q[part] = quantise(widen(data[part], device).div_(pool.unit).to(torch.float32))
 
     @property
     def nbytes(self) -> int:
         return self.ptr.nbytes + self.rows.nbytes + self.q.nbytes
 
     def columns(self, cols: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros((len(cols), self.r), dtype=torch.int32, device=self.device)
         starts = self.ptr[cols]
         lengths = self.ptr[cols + 1] - starts
-        owner = torch.repeat_interleave(torch.arange(len(cols), device=self.device), lengths)
-        at = torch.arange(len(owner), device=self.device)
-        at += (starts - (lengths.cumsum(0) - lengths))[owner]
-        out = torch.zeros((len(cols), self.r), dtype=torch.int32, device=self.device)
-        out[owner, self.rows[at].to(torch.int64)] = self.q[at]
+        ends = lengths.cumsum(0)
+        running = ends.cpu().numpy()
+        first = 0
+        while first < len(cols):  # as many columns at a time as hold so many entries; one, if it holds more
+            held = running[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(running, held + blocks.NUMBERS // 4, "right")))
+            part = slice(first, last)
+            owner = torch.repeat_interleave(torch.arange(first, last, device=self.device), lengths[part])
+            at = torch.arange(int(held), int(running[last - 1]), device=self.device)
+            at += (starts - (ends - lengths))[owner]
+            out[owner, self.rows[at].to(torch.int64)] = self.q[at]
+            first = last
         return out
 
     def excess(self, level: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
@@ -141,12 +158,19 @@ class Stored(Entries):
         every = int(walk.alive(self.ptr, self.rows, self.q, level).sum())
         return round(every * len(rows) / self.r)
 
-    def survivors(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return walk.compact(self.ptr, self.rows, self.q, level)
+    def survivors(
+        self, level: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        counts = walk.alive(self.ptr, self.rows, self.q, level)
+        if int(counts.sum()) > most:
+            return None
+        return walk.compact(self.ptr, self.rows, self.q, level, counts)
 
     def diagonal(self) -> torch.Tensor:
-        owner = torch.repeat_interleave(torch.arange(self.n, device=self.device), self.ptr.diff())
-        at = torch.nonzero(self.rows == owner)[:, 0]
+        indptr, indices, _ = self.pool.csc  # on the host: looking for places takes many times what is found
+        owner = np.repeat(np.arange(self.n), np.diff(indptr))
+        at = np.flatnonzero(indices == owner)
         out = torch.zeros(self.n, dtype=torch.int64, device=self.device)
-        out[owner[at]] = self.q[at].to(torch.int64)
+        places, owners = (torch.from_numpy(a).to(self.device) for a in (at, owner[at]))
+        out[owners] = self.q[places].to(torch.int64)
         return out

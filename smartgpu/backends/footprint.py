@@ -1,102 +1,222 @@
-"""What a selection on the CPU allocates, in bytes, from shapes alone: the numpy backend and float64 algebra.
+"""What a selection allocates, in bytes, from shapes alone: what any backend says, and the numpy backend's numbers.
 
 These are upper bounds: a budget is checked against them before any work, so nothing may take more than they say. What
-stays is counted apart from what comes and goes (`scratch`), of which only the largest counts.
+stays is counted apart from what comes and goes (scratch), of which only the largest counts.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
 from smartgpu.backends import blas, linear, survivors
 from smartgpu.backends.tiles import ROWS
-from smartgpu.similarity import block_rows
+from smartgpu.similarity import Matrix, Similarity, block_rows
 
 TILE = ROWS * (ROWS + 32)  # entries of a tile in the widest padding
-MIN_BATCH, MAX_BATCH = 32, 256  # columns kept at once
 SMALL = 1 << 20  # lists, threads, modules imported on the way
 WALK = 108  # bytes a pair in work: a tile taken apart, or a task of pairs summed
 TASKS = 44 * survivors.TASK + 64 * TILE  # of one thread at most
+FACTOR = 1 << 20  # entries of a Cholesky factor that are read together
+BATCH = 1024  # rows of which a log-determinant keeps the features at hand
 
 
-def features(n: int, d: int) -> int:
-    """Prepared features, float32."""
-    return 4 * n * d
+class Entries(NamedTuple):
+    """A given matrix, (r, n): stored entries of a sparse one (0: it is dense), and those of its fullest tile."""
+
+    r: int
+    n: int
+    stored: int = 0
+    panel: int = 0
+
+    @classmethod
+    def of(cls, x: Matrix) -> Entries:
+        if x.csc is None:
+            return cls(*x.shape)
+        lengths = np.sort(np.diff(x.csc[0]))
+        return cls(*x.shape, int(lengths.sum()), int(lengths[-ROWS:].sum()))
 
 
-def columns(r: int, m: int) -> int:
-    """A batch of m kept columns and the partial sums of its excesses."""
-    return 4 * (r + 96) * (blas.round_up(max(m, 48), 48) + 32) + 16 * m * (r // 256 + 1)
+class Footprint(Protocol):
+    """Bytes where a backend computes: what an objective's cost is made of, once for all backends.
+
+    n candidates, r represented rows, k picks, m columns kept at once. `dense` says whether work on tiles is part of it.
+    """
+
+    stream: bool  # features stay elsewhere, and blocks of them pass by
+    place: str  # "" on the CPU, else where: "on the device"
+    probe: tuple[int, int]  # rows of the runs from which times are estimated: of the first, and at most
+    least_batch: int  # columns that must be kept at once
+    most_batch: int  # and that may be
+
+    def input(self, n: int, entries: Entries | None) -> int: ...  # to check the input
+    def features(
+        self, rows: Any, beside: Any = None
+    ) -> int: ...  # prepared rows; `beside` has the same geometry
+    def matrix(self, entries: Entries) -> int: ...  # a given matrix in the backend's form
+    def host(self, size: int) -> int: ...  # arrays that are on the host in any case
+    def search(self, n: int) -> int: ...  # the maximizer's bounds and order of candidates
+    def picks(self, k: int) -> int: ...
+
+    fixed_name: str
+
+    def fixed(self) -> int: ...  # whatever the shape
+    def levels(self, n: int, r: int, weighted: bool) -> int: ...  # facility location's vectors
+    def columns(self, r: int, m: int) -> int: ...  # a batch of kept columns
+    def dense(self, n: int, r: int, weighted: bool, entries: Entries | None) -> int: ...  # scratch of tiles
+    def stored(self, pairs: float, n: int, r: int) -> float: ...  # survivors, as they are built and walked
+    def storable(self, room: float, n: int, r: int) -> float: ...  # how many survivors fit: the inverse
+    def cheap_bounds(self, n: int, r: int) -> int: ...
+    def totals(self, n: int) -> int: ...  # graph cut's vectors
+    def products(self, n: int, r: int) -> int: ...  # scratch of float64 products with the features
+    def pairs(self, n: int, k: int, numbers: int) -> int: ...  # scratch: picks against candidates
+    def residuals(self, n: int) -> int: ...  # log-determinant's vectors
+    def inverse(self, ring: int) -> int: ...  # the matrix that residuals come from, and the latest falls
+    def falls(self, n: int, ring: int, delay: int) -> int: ...  # scratch of bringing residuals up to date
+    def factor(self, n: int, columns: int) -> int: ...  # rows of a Cholesky factor
+    def factoring(
+        self, n: int, k: int, picks: int, entries: Entries | None
+    ) -> int: ...  # scratch: rows of it
+    def square(self, n: int) -> int: ...  # scratch of a determinant of all candidates
 
 
-def per_row(count: int) -> int:
-    """Levels, weights, gains, bounds, and what is made of them on the way: eight 8-byte numbers a row."""
-    return 64 * count
+@dataclass(frozen=True)
+class HostFootprint:
+    """Of the numpy backend and float64 algebra on the CPU. d features, 0 for a given matrix."""
 
+    d: int
+    threads: int
+    squared: bool  # the similarity needs squared norms
+    half: bool = False  # the input is float16: its check takes a byte for each number that it looks at
+    stream, place, fixed_name = False, "", "threads, lists"
+    least_batch, most_batch = 32, 256
+    probe = 1000, 4000
 
-def tiles(d: int, threads: int, *, squared: bool = False, weighted: bool = False) -> int:
-    """Scratch of all threads for tiles of similarity: rows and panel, the product, what is reduced."""
-    product = (2 + squared) * 4 * TILE + weighted * 16 * ROWS * ROWS
-    return threads * (product + 5632 * d)
+    @classmethod
+    def of(cls, x: Any, kind: Similarity, threads: int) -> HostFootprint:
+        if isinstance(x, Matrix):
+            return cls(0, threads, kind.squared_norms)
+        return cls(x.shape[1], threads, kind.squared_norms, x.dtype == np.float16)
 
+    def input(self, n: int, entries: Entries | None) -> int:
+        if entries is None:
+            return min(n * self.d, 1 << 20) * self.half + 256 * 1024
+        return 24 * entries.stored if entries.stored else 5 << 20
 
-def layout_probe(d: int) -> int:
-    """What finding the layout of products takes, once for each d."""
-    return 10_500 * d + (3 << 20)
+    def features(self, rows: Any, beside: Any = None) -> int:
+        """float32"""
+        return 4 * len(rows) * self.d
 
+    def matrix(self, entries: Entries) -> int:
+        """A sparse one by column; a dense one is read where it is."""
+        return 16 * entries.stored + 8 * entries.n if entries.stored else 0
 
-def preparing(d: int, threads: int) -> int:
-    """Float64 blocks of rows while features are made."""
-    return 14 * threads * block_rows(d) * d
+    def host(self, size: int) -> int:
+        return size
 
+    def search(self, n: int) -> int:
+        """Bounds, what is fresh, the candidates in order."""
+        return 64 * n
 
-def widened(d: int, threads: int, copies: int = 2) -> int:
-    """Float64 blocks of rows, as LinearFeatures works on them."""
-    return threads * linear.block_rows(d) * d * (4 + 8 * copies)
+    def picks(self, k: int) -> int:
+        """Row and gain as Python numbers, then as arrays, and those of a checkpoint."""
+        return 160 * k
 
+    def fixed(self) -> int:
+        return SMALL
 
-def second_moment(d: int, threads: int) -> int:
-    """Matrices (d, d) in float64, and the blocks that they are made of."""
-    rows = max(linear.block_rows(d), 512)
-    return 8 * d * d * (threads + 2) + 16 * threads * rows * d
+    def levels(self, n: int, r: int, weighted: bool) -> int:
+        return self.vectors(r) + 24 * r * weighted
 
+    def vectors(self, count: int) -> int:
+        """Levels, weights, gains, bounds, and what is made of them on the way: eight 8-byte numbers a row."""
+        return 64 * count
 
-def sweep(n: int, threads: int) -> int:
-    """Sums over all candidates, one set for each thread."""
-    return 8 * n * (threads + 1)
+    def columns(self, r: int, m: int) -> int:
+        """A batch of m kept columns and the partial sums of its excesses."""
+        return 4 * (r + 96) * (blas.round_up(max(m, 48), 48) + 32) + 16 * m * (r // 256 + 1)
 
+    def dense(self, n: int, r: int, weighted: bool, entries: Entries | None = None) -> int:
+        """The most that comes and goes at one time in the numpy backend."""
+        tiles = self._tiles(weighted) + 8 * n * (
+            self.threads + 1
+        )  # sums over candidates, one set for each thread
+        most = max(
+            tiles, self._preparing(), 10_500 * self.d + (3 << 20) if self.d else 0
+        )  # or the layout's probe
+        if entries is not None and entries.panel:
+            most += 84 * self.threads * entries.panel + 8 * n
+        return most
 
-def backend(n: int, r: int, d: int, threads: int, *, same: bool, squared: bool, batch: int) -> int:
-    """All that the numpy backend holds besides survivors, scratch included; d is 0 for a precomputed matrix."""
-    sets = n + (not same) * r
-    return (
-        features(sets, d)
-        + 4 * sets * squared
-        + columns(r, batch)
-        + per_row(r)
-        + scratch(n, d, threads, squared=squared)
-    )
+    def _tiles(self, weighted: bool) -> int:
+        """Scratch of all threads for tiles of similarity: rows and panel, the product, what is reduced."""
+        product = (2 + self.squared) * 4 * TILE + weighted * 16 * ROWS * ROWS
+        return self.threads * (product + 5632 * self.d)
 
+    def _preparing(self) -> int:
+        """Float64 blocks of rows while features are made."""
+        return 14 * self.threads * block_rows(self.d) * self.d
 
-def scratch(n: int, d: int, threads: int, *, squared: bool = False, weighted: bool = True) -> int:
-    """The most that comes and goes at one time in the numpy backend."""
-    dense = tiles(d, threads, squared=squared, weighted=weighted) + sweep(n, threads)
-    return max(dense, preparing(d, threads), layout_probe(d) if d else 0)
+    def held(self, n: int, r: int, *, same: bool, batch: int) -> int:
+        """All that the numpy backend holds besides survivors, scratch included."""
+        sets = n + (not same) * r
+        fixed = 4 * sets * self.d + 4 * sets * self.squared + self.vectors(r)
+        return fixed + self.columns(r, batch) + self.dense(n, r, True)
 
+    def stored(self, pairs: float, n: int, r: int) -> float:
+        base, pair = self._survivors(n, r)
+        return base + pair * pairs + min(self.threads * TASKS, WALK * pairs)
 
-def stored(pairs: float, n: int, r: int, threads: int) -> float:
-    """Survivors, while they are built and when they are walked."""
-    base, pair = _survivors(n, r)
-    return base + pair * pairs + min(threads * TASKS, WALK * pairs)
+    def storable(self, room: float, n: int, r: int) -> float:
+        base, pair = self._survivors(n, r)
+        return max((room - base - self.threads * TASKS) / pair, (room - base) / (pair + WALK), 0.0)
 
+    def _survivors(self, n: int, r: int) -> tuple[int, float]:
+        """(bytes whatever their number, bytes a pair) of survivors."""
+        stripes, rows = n // ROWS + 1, r // ROWS + 1
+        chunks = stripes * (stripes // 4 + 1) if n == r else 2 * rows  # where each column of a tile ends
+        stripe = 28 * min(1.0, 1.5 * ROWS / n)  # one stripe of candidates while it goes to its place
+        return 2400 * chunks + 16 * n, survivors.pair_bytes(r) + stripe
 
-def storable(room: float, n: int, r: int, threads: int) -> float:
-    """How many survivors can be stored in so many bytes: the inverse of stored()."""
-    base, pair = _survivors(n, r)
-    return max((room - base - threads * TASKS) / pair, (room - base) / (pair + WALK), 0.0)
+    def cheap_bounds(self, n: int, r: int) -> int:
+        """Matrices (d, d) in float64, and the blocks that they are made of."""
+        rows = max(linear.block_rows(self.d), 512)
+        moments = 8 * self.d * self.d * (self.threads + 2) + 16 * self.threads * rows * self.d
+        return moments + self.vectors(r + n)
 
+    def totals(self, n: int) -> int:
+        return self.vectors(n) + 64 * self.d
 
-def _survivors(n: int, r: int) -> tuple[int, float]:
-    """(bytes whatever their number, bytes a pair) of survivors."""
-    stripes, rows = n // ROWS + 1, r // ROWS + 1
-    chunks = stripes * (stripes // 4 + 1) if n == r else 2 * rows  # where each column of a tile ends
-    stripe = 28 * min(1.0, 1.5 * ROWS / n)  # one stripe of candidates while it goes to its place
-    return 2400 * chunks + 16 * n, survivors.pair_bytes(r) + stripe
+    def products(self, n: int, r: int) -> int:
+        """Float64 blocks of rows, as LinearFeatures works on them."""
+        return self.threads * linear.block_rows(self.d) * self.d * 20 + 12 * 256 * self.d
+
+    def pairs(self, n: int, k: int, numbers: int) -> int:
+        return 4 * numbers if k > 1 else 0
+
+    def residuals(self, n: int) -> int:
+        return 2 * self.vectors(n)
+
+    def inverse(self, ring: int) -> int:
+        return 8 * (self.d + 1) ** 2 + 12 * ring * (self.d + 1)
+
+    def falls(self, n: int, ring: int, delay: int) -> int:
+        """A batch, and what is screened."""
+        width = self.d + 1
+        rows = 24 * BATCH + self.threads * (12 * 512 + 24 * 128)
+        falls = self.threads * 8 * (512 * ring + self.d * ring) + 16 * width * max(width, delay)
+        return max(rows * width + falls, self._preparing())
+
+    def factor(self, n: int, columns: int) -> int:
+        return 8 * n * columns
+
+    def factoring(self, n: int, k: int, picks: int, entries: Entries | None) -> int:
+        rows = min(n, linear.factor_rows(self.d))
+        pairs = (18 + 9 * self.squared) * max(min(k, picks) * rows, 96 * 96)
+        most = pairs + 12 * (rows + picks) * self.d + 8 * min(FACTOR, n * k)
+        return max(most, self._preparing()) if self.d else most + self.dense(n, n, False, entries)
+
+    def square(self, n: int) -> int:
+        return 8 * 4 * n * n

@@ -13,6 +13,21 @@ LEAST = (8, 0)  # compute capability: tensor cores for bfloat16 and tf32
 INSTALL = "pip install 'smartgpu[gpu]'"
 
 
+class DeviceMemoryError(MemoryError):
+    """The device has not the memory that a selection needs. free: bytes that it has once the selection is gone."""
+
+    def __init__(self, message: str, free: int):
+        super().__init__(message)
+        self.free = free
+
+
+class DeviceLostError(RuntimeError):
+    """The device failed in the middle of a selection: nothing more can be computed on it in this process."""
+
+
+FAILURES = (DeviceMemoryError, DeviceLostError)
+
+
 @dataclass(frozen=True)
 class Found:
     """usable: backend "triton" runs on it; present: there is a GPU at all; missing: what stands in the way, else ""."""

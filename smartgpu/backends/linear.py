@@ -17,6 +17,11 @@ def block_rows(d: int) -> int:
     return int(np.clip(BLOCK // max(d, 1), 16, 1024))
 
 
+def factor_rows(d: int) -> int:
+    """Rows of a Cholesky factor brought up to date together: few where their features are long."""
+    return int(np.clip((1 << 19) // max(d, 1), 256, 2048))
+
+
 class LinearFeatures:
     """x (n, d) float32, read as float64 in blocks: no copy of the pool.
 

@@ -8,16 +8,19 @@ are kept in that raw form too, so that a tile costs one product, one addition, o
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
-from smartgpu.backends import QUANTUM, blas, footprint
+from smartgpu.backends import QUANTUM, blas, whole
+from smartgpu.backends.footprint import HostFootprint
 from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.backends.survivors import Survivors, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
+from smartgpu.constraints import Found, Goal
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, Similarity, prepare
-from smartgpu.workers import Workers, default_memory
+from smartgpu.workers import Workers, cpu_count, default_memory
 
 LIMB = (
     22  # bits of a weight multiplied at once: 2^22 weight x 2^22 excess x 384 rows < 2^53, exact in float64
@@ -47,6 +50,22 @@ class NumpyBackend:
     @staticmethod
     def default_memory() -> int:
         return 4 * default_memory()
+
+    @staticmethod
+    def failures(*sets: np.ndarray) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @staticmethod
+    def check_inputs(geometry: Geometry) -> None:
+        pass  # features are copies
+
+    @staticmethod
+    def room(*sets: np.ndarray) -> tuple[int, None]:
+        return default_memory(), None
+
+    @staticmethod
+    def footprint(x: np.ndarray | Matrix, kind: Similarity, *, threads: int | None = None, **how):
+        return HostFootprint.of(x, kind, threads or cpu_count())
 
     @staticmethod
     def prepare(kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None, *, workers: Workers, **how):
@@ -82,10 +101,12 @@ class NumpyBackend:
             self.inner = self.source if pool.same else Features(pool, pool.x, pool.x, norms)
             self.r, self.n, self.same = len(pool.rows), len(pool.x), pool.same
         self.block_size = self.source.block
-        self._least = self._held(footprint.MIN_BATCH)
+        d = 0 if isinstance(pool, Matrix) else pool.x.shape[1]
+        self.sizes = HostFootprint(d, self.workers.threads, pool.kind.squared_norms)
+        self._least = self._held(self.sizes.least_batch)
         self.memory = (memory or default_memory()) if spare is None else self._least + spare
         room = max(self.memory - self.held(), 1)
-        self.pair_bytes = room / max(footprint.storable(room, self.n, self.r, self.workers.threads), 1e-9)
+        self.pair_bytes = room / max(self.sizes.storable(room, self.n, self.r), 1e-9)
         if isinstance(pool.kind, MaxMinusSqeuclidean) and pool.top is None:
             self._find_top()
         self.dtype = self.source.dtype
@@ -148,7 +169,7 @@ class NumpyBackend:
         low, high = weights.astype(np.int64)
         return int((values * low).sum()) + (int((values * high).sum()) << LIMB)
 
-    def raise_level(self, level: np.ndarray, cols: np.ndarray) -> None:
+    def raise_level(self, level: np.ndarray, cols: np.ndarray, cap: np.ndarray | None = None) -> None:
         for part in self.blocks(len(cols)):  # one panel at a time: cols may be many
             panel, m = self.source.panel(cols[part]), part.stop - part.start
 
@@ -157,6 +178,8 @@ class NumpyBackend:
                 np.maximum(level[i], raw.max(axis=1), out=level[i])
 
             self.workers.run(work, self.blocks(self.r))
+        if cap is not None:
+            np.minimum(level, cap, out=level)
         self.pairs += self.r * len(cols)
 
     def row_max(self) -> np.ndarray:
@@ -229,23 +252,21 @@ class NumpyBackend:
         return self._held(self.max_batch())
 
     def _held(self, batch: int) -> int:
-        given = isinstance(self.pool, Matrix)
-        return footprint.backend(
-            self.n,
-            self.r,
-            0 if given else self.pool.x.shape[1],
-            self.workers.threads,
-            same=self.same,
-            squared=self.pool.kind.squared_norms,
-            batch=batch,
-        )
+        return self.sizes.held(self.n, self.r, same=self.same, batch=batch)
 
     def max_batch(self) -> int:
         """As many columns as half of what is left beside the least can hold."""
-        more = (self.memory - self._least) // 2 // footprint.columns(self.r, 32) * 32
-        return int(np.clip(footprint.MIN_BATCH + more, footprint.MIN_BATCH, footprint.MAX_BATCH))
+        least, most = self.sizes.least_batch, self.sizes.most_batch
+        more = (self.memory - self._least) // 2 // self.sizes.columns(self.r, 32) * 32
+        return min(max(least + more, least), most)
 
-    def keep(self, level: np.ndarray, cols: np.ndarray, weights: np.ndarray | None = None) -> Kept:
+    def keep(
+        self,
+        level: np.ndarray,
+        cols: np.ndarray,
+        weights: np.ndarray | None = None,
+        cap: np.ndarray | None = None,
+    ) -> Kept:
         """The columns of a batch, computed once into place, and their excess over the level."""
         source, m = self.source, len(cols)
         width, panel = source.width(m), source.panel(cols)
@@ -256,6 +277,8 @@ class NumpyBackend:
         def work(i: slice) -> np.ndarray:
             tile = source.tile(i, panel, store[i.start : i.start + blas.round_up(i.stop - i.start, 96)])
             tile += np.float32(3.0)
+            if cap is not None:
+                np.minimum(raw[i], cap[i, None], out=raw[i])
             return self._reduce(raw[i], level, i, weights)
 
         sums = self.workers.run(work, self.blocks(self.r))
@@ -274,13 +297,26 @@ class NumpyBackend:
         self.pairs += len(rows) * self.n
         return sum(self.workers.run(work, self.blocks(self.n))) * self.r / len(rows)
 
-    def survivors(self, level: np.ndarray, weights: np.ndarray | None = None) -> Survivors:
+    def survivors(
+        self, level: np.ndarray, weights: np.ndarray | None = None, cap: np.ndarray | None = None
+    ) -> Survivors:
         """All pairs with q_ij > level_i, stored by column: one sweep, half of one where rows are candidates."""
-        whole = (
+        full = (
             None if weights is None else weights[0].astype(np.int64) + (weights[1].astype(np.int64) << LIMB)
         )
         self.pairs += self.n * (self.n + 1) // 2 if self.source.symmetric else self.r * self.n
-        return survivors(self, level, whole)
+        found = survivors(self, level, full)
+        if cap is not None:
+            found.clip(cap)
+        return found
+
+    def whole(self, level: np.ndarray, scale: float, goal: Goal) -> Found:
+        """The picks of a goal where all pairs are few enough to be held at once; raises the level by them."""
+        return whole.pick(self, level, scale, goal)
+
+    def together(self, parts: list[tuple[int, int, int]], low: bool) -> list[Found]:
+        """The first picks of facility location in parts of the pool, each (first row, rows, picks) by itself."""
+        return whole.pick_together(self, parts, low)
 
     def accept(self, kept: Kept, b: int, level: np.ndarray) -> None:
         """Raise the level by kept column b; every kept excess loses what lay between the old level and the new."""

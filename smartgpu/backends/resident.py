@@ -54,9 +54,11 @@ class Replay:
             there.wait_stream(here)
             with torch.cuda.stream(there):
                 graph.capture_begin(capture_error_mode="thread_local")
-                for _ in range(self.chunk):
-                    self.step()
-                graph.capture_end()
+                try:
+                    for _ in range(self.chunk):
+                        self.step()
+                finally:
+                    graph.capture_end()
             here.wait_stream(there)
         return graph
 
@@ -76,13 +78,18 @@ class Loop:
             weight=goal.weight,
             before=self.before,
             after=self.after,
+            cost=None if goal.cost is None else self._put(goal.cost),
+            left=goal.left,
+            rate=None if goal.rate is None else self._put(goal.rate),
+            quotas=goal.quotas
+            and (*(torch.from_numpy(a).to(device) for a in goal.quotas[:3]), goal.quotas[3]),
             reached=goal.reached,
             until=goal.until,
             **how,
         )
         self.t = self.evaluated = 0
         self.done = goal.k == 0
-        self.head = torch.empty(5, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.head = torch.empty(6, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.log = torch.empty((4 * STEPS, 2), dtype=torch.float64, pin_memory=device.type == "cuda")
 
     def _put(self, values: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -119,7 +126,7 @@ class Loop:
             event.record(torch.cuda.current_stream(self.device))
             event.synchronize()
         looks += 1
-        t, done, _, evaluated, _ = self.head.tolist()
+        t, done, _, evaluated, _, _ = self.head.tolist()
         log = self.log[: t - self.t].numpy()
         found = Found(log[:, 0].astype(np.int64), log[:, 1].copy(), evaluated - self.evaluated, steps)
         self.t, self.done, self.evaluated = t, bool(done), evaluated

@@ -84,6 +84,15 @@ class Survivors:
         level[rows] = np.maximum(level[rows], raw)
         kept.excess = _sums(self._over(kept.rows, kept.raw, level), kept.ends)
 
+    def clip(self, cap: np.ndarray) -> None:
+        """No stored value is larger than its row's cap from here on."""
+
+        def work(part: tuple[int, int]) -> None:
+            pairs = slice(int(self.ptr[part[0]]), int(self.ptr[part[1]]))
+            np.minimum(self.raw[pairs], cap.take(self.rows[pairs]), out=self.raw[pairs])
+
+        self.workers.run(work, self._parts())
+
     def compact(self, level: np.ndarray) -> None:
         """Drop the pairs that no longer rise above the level, in place: never more memory than before."""
         parts = self._parts()

@@ -6,22 +6,22 @@ the caller's current stream. In Triton's interpreter (TRITON_INTERPRET=1) the te
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from smartgpu.backends import QUANTUM, device, resident
+from smartgpu.backends import QUANTUM, device, resident, streaming
+from smartgpu.backends.device_footprint import SAMPLE, DeviceFootprint
 from smartgpu.backends.entries import Dense, Stored
+from smartgpu.backends.footprint import Entries
 from smartgpu.constraints import Goal
 from smartgpu.kernels import compiling, greedy, neighbours, similarity, survivors, sweeps, walk
 from smartgpu.similarity import Matrix, MaxMinusSqeuclidean, Similarity
 
-SAMPLE = 192  # rows on which survivors are counted beforehand
 MOST_TOP = 64  # rows that are measured in float64 where many are equally far from others
-MIN_BATCH, MAX_BATCH = 32, 1024  # columns kept at once
-PAIR_BYTES = 12.0  # of a survivor: 8, and half as much again while those that stay are copied
 
 
 class Tiles:
@@ -42,8 +42,7 @@ class Tiles:
         norms = (
             0 if self.y_squares is None else self.y_squares.nbytes + (not self.same) * self.x_squares.nbytes
         )
-        widened = 24 * min(device.NUMBERS, max(self.n, self.r) * self.y.shape[1])  # float64 blocks on the way
-        return self.pool.owned + norms + widened
+        return self.pool.owned + norms
 
     @property
     def sweep_pairs(self) -> int:
@@ -89,10 +88,15 @@ class Tiles:
         )
         return int(found.sum())
 
-    def survivors(self, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def survivors(
+        self, level: torch.Tensor, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Where each candidate's begin, their rows and quanta; None where there are more than `most`."""
         counts = survivors.count(self.x, self.y, level, self.form, **self.squares)
         ptr = torch.zeros(self.n + 1, dtype=torch.int64, device=self.device)
         torch.cumsum(counts, 0, out=ptr[1:])
+        if int(ptr[-1]) > most:
+            return None
         return ptr, *survivors.fill(self.x, self.y, level, ptr, self.form, **self.squares)
 
     def block(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -105,25 +109,7 @@ class Tiles:
         return sweeps.totals(self.y[a], self.y, self.form, cols=b, x_squares=gathered, y_squares=y)
 
     def diagonal(self) -> torch.Tensor:
-        """From squared norms, which are made by the chain of the products, and the kind's map of one number."""
-        form, y = self.form, self.y
-        if form.distance:
-            s = torch.zeros(self.n, device=self.device)
-        else:
-            s = similarity.squared_norms(
-                y, similarity.Form("max_minus_sqeuclidean", precision=form.precision)
-            )
-        if form.kind == "dot":
-            s = s * form.factor
-        elif form.kind == "cosine_shifted":
-            s = s * 0.5 + 0.5
-        elif form.kind == "cosine_squared":
-            s = s * s
-        elif form.kind == "max_minus_sqeuclidean":
-            s = torch.full_like(s, form.top)
-        elif form.distance:  # exp(0)
-            s = torch.ones_like(s)
-        return device.quantise(s).to(torch.int64)
+        return device.own_quanta(self.y, self.form)
 
 
 @dataclass
@@ -178,6 +164,12 @@ class Survivors:
         walk.sparse_raise(self.ptr, self.rows, self.q, level, int(kept.rows[b]))
         kept.sums = self._excess(level, kept.rows)
 
+    def clip(self, cap: torch.Tensor) -> None:
+        """No stored value is larger than its row's cap from here on."""
+        for i in range(0, len(self.q), device.NUMBERS // 4):
+            part = slice(i, i + device.NUMBERS // 4)
+            torch.minimum(self.q[part], cap[self.rows[part]], out=self.q[part])
+
     def compact(self, level: torch.Tensor) -> None:
         """Drop the pairs that no longer rise above the level, if that is half of them: memory allows no larger copy."""
         counts = walk.alive(self.ptr, self.rows, self.q, level)
@@ -188,7 +180,6 @@ class Survivors:
 class TritonBackend:
     name = "triton"
     remote = True
-    pair_bytes = PAIR_BYTES
 
     @staticmethod
     def compiling() -> float:
@@ -199,8 +190,32 @@ class TritonBackend:
         return device.share(device.open_device())
 
     @staticmethod
-    def prepare(kind: Similarity, x, rows=None, *, precision: str = "auto", **how) -> device.Pool:
-        return device.prepare(kind, x, rows, precision=precision)
+    def room(*sets) -> tuple[int, int]:
+        at = device.open_device(*sets)
+        return device.share(at), device.free(at)
+
+    @staticmethod
+    def failures(*sets) -> AbstractContextManager[None]:
+        return device.failures(device.open_device(*sets))
+
+    @staticmethod
+    def check_inputs(pool: device.Pool) -> None:
+        pool.check_unchanged()
+
+    @staticmethod
+    def footprint(
+        x, kind: Similarity, *, precision: str = "auto", stream: bool = False, **how
+    ) -> DeviceFootprint:
+        return DeviceFootprint.of(x, kind, precision, stream)
+
+    @staticmethod
+    def prepare(
+        kind: Similarity, x, rows=None, *, precision: str = "auto", stream: bool = False, **how
+    ) -> device.Pool:
+        if not stream:
+            return device.prepare(kind, x, rows, precision=precision)
+        pool = device.prepare(kind, x, rows, precision=precision, store=streaming.new_rows)
+        return streaming.streamed(pool, device.open_device(x, rows))
 
     @staticmethod
     def features(pool: device.Pool, x: torch.Tensor, **how) -> device.LinearFeatures:
@@ -215,20 +230,30 @@ class TritonBackend:
         pool: device.Pool | Matrix,
         *,
         memory: int | None = None,
+        spare: int | None = None,  # bytes beyond what must be held; instead of memory, which counts both
         **how,  # precision is in the pool; threads and progress are for the CPU
     ):
         self.pool, self.pairs = pool, 0
+        d, self.entries, stream = 0, None, False
         if isinstance(pool, Matrix):
-            at = device.open_device(pool.dense)
+            at, self.entries = device.open_device(pool.dense), Entries.of(pool)
             self.source = Dense(pool, at) if pool.dense is not None else Stored(pool, at)
         else:
-            self.source = Tiles(pool)
+            d, stream = pool.x.shape[1], isinstance(pool.x, streaming.HostRows)
+            self.source = streaming.StreamedTiles(pool) if stream else Tiles(pool)
             if isinstance(pool.kind, MaxMinusSqeuclidean) and pool.top is None:
                 self.pairs += self.source.find_top()
         self.device, self.dtype = self.source.device, self.source.dtype
         self.r, self.n, self.same = self.source.r, self.source.n, self.source.same
         self.rounded = self.dtype in ("float16", "bfloat16", "tf32")
-        self.memory = memory or device.share(self.device)
+        width = pool.x.dtype.itemsize if d else 4
+        self.sizes = DeviceFootprint(pool.kind, "auto", d, False, device.real(), stream, width)
+        self._least = self._held(self.sizes.least_batch)
+        self.memory = (memory or device.share(self.device)) if spare is None else self._least + spare
+        if stream:
+            self.source.keep((self.memory - self._least) // 4)
+        room = max(self.memory - self.held(), 1)
+        self.pair_bytes = room / max(self.sizes.storable(room, self.n, self.r), 1e-9)
         self.quantum = pool.unit * QUANTUM
 
     def _index(self, cols: np.ndarray) -> torch.Tensor:
@@ -252,11 +277,14 @@ class TritonBackend:
         values = level.to(torch.int64)
         return int((values if weights is None else values * weights).sum())
 
-    def raise_level(self, level: torch.Tensor, cols: np.ndarray) -> None:
+    def raise_level(self, level: torch.Tensor, cols: np.ndarray, cap: torch.Tensor | None = None) -> None:
         step = self.max_batch()
         for i in range(0, len(cols), step):
             columns = self.source.columns(self._index(cols[i : i + step]))
             torch.maximum(level, columns.amax(dim=0), out=level)
+            del columns  # before the next ones are there
+        if cap is not None:
+            torch.minimum(level, cap, out=level)
         self.pairs += self.r * len(cols)
 
     def row_max(self) -> torch.Tensor:
@@ -272,15 +300,30 @@ class TritonBackend:
         return self.source.totals().cpu().numpy()
 
     def held(self) -> int:
-        """Bytes taken on the device besides survivors: features, a batch of columns, a few vectors."""
-        return self.source.nbytes + 4 * self.r * self.max_batch() + 64 * (self.r + self.n)
+        """Bytes taken on the device besides survivors: features, a batch of columns, vectors, scratch."""
+        return self._held(self.max_batch())
+
+    def _held(self, batch: int) -> int:
+        how = {"batch": batch, "weighted": True, "entries": self.entries}
+        return self.sizes.held(self.n, self.r, self.source.nbytes, **how)
 
     def max_batch(self) -> int:
-        return int(np.clip(self.memory // (8 * max(self.r, 1)) // 32 * 32, MIN_BATCH, MAX_BATCH))
+        """As many columns as half of what is left beside the least can hold."""
+        least, most = self.sizes.least_batch, self.sizes.most_batch
+        more = (self.memory - self._least) // 2 // self.sizes.columns(self.r, 32) * 32
+        return int(np.clip(least + more, least, most))
 
-    def keep(self, level: torch.Tensor, cols: np.ndarray, weights: torch.Tensor | None = None) -> Kept:
+    def keep(
+        self,
+        level: torch.Tensor,
+        cols: np.ndarray,
+        weights: torch.Tensor | None = None,
+        cap: torch.Tensor | None = None,
+    ) -> Kept:
         """The columns of a batch, computed once into place, and their excess over the level."""
         columns = self.source.columns(self._index(cols))
+        if cap is not None:
+            torch.minimum(columns, cap, out=columns)
         self.pairs += self.r * len(cols)
         return Kept(columns, greedy.column_excess(columns, level, weights=weights), weights)
 
@@ -301,10 +344,22 @@ class TritonBackend:
         self.pairs += len(rows) * self.n
         return self.source.sampled(level, self._index(rows)) * self.r / len(rows)
 
-    def survivors(self, level: torch.Tensor, weights: torch.Tensor | None = None) -> Survivors:
-        """All pairs with q_ij > level_i, stored by column: a sweep that counts them, and one that writes them."""
-        self.pairs += 2 * self.source.sweep_pairs
-        return Survivors(*self.source.survivors(level), weights)
+    def survivors(
+        self, level: torch.Tensor, weights: torch.Tensor | None = None, cap: torch.Tensor | None = None
+    ) -> Survivors | None:
+        """All pairs with q_ij > level_i, stored by column: a sweep that counts them, and one that writes them.
+
+        None where they turn out not to fit the memory.
+        """
+        most = int(self.sizes.storable(self.memory - self.held(), self.n, self.r))
+        found = self.source.survivors(level, most)
+        self.pairs += self.source.sweep_pairs * (1 if found is None else 2)
+        if found is None:
+            return None
+        stored = Survivors(*found, weights)
+        if cap is not None:
+            stored.clip(cap)
+        return stored
 
     # -- candidates x candidates, nearest --------------------------------------------------------------------------
 
@@ -319,7 +374,7 @@ class TritonBackend:
 
     def factor(self, count: int) -> device.Factor:
         """Rows of a Cholesky factor of this matrix, which is given."""
-        return device.Factor(self._similarities, count, self.device)
+        return device.Factor(self._similarities, count, 0, self.device)
 
     def _similarities(self, a: np.ndarray, b: np.ndarray) -> torch.Tensor:
         self.pairs += len(a) * len(b)

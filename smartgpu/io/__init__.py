@@ -1,7 +1,7 @@
 """Pools in (json, jsonl, csv, parquet, HF folders, npy, npz, safetensors), chosen rows out."""
 
 from smartgpu.io.read import Pool, read_embeddings, read_pool
-from smartgpu.io.text import find_text, text_fields
+from smartgpu.io.text import find_text, row_texts, text_fields
 from smartgpu.io.write import FORMATS, output_path, write_rows
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "output_path",
     "read_embeddings",
     "read_pool",
+    "row_texts",
     "text_fields",
     "write_rows",
 ]

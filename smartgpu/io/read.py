@@ -72,15 +72,18 @@ class Pool:
         values = self.store.columns([name])[name]
         return _as_array(values) if isinstance(self.store, JsonRows) else values
 
-    def numbers(self, name: str) -> np.ndarray:
-        """One field as (n,) float64, strings such as csv's parsed; ValueError names the first other row."""
+    def numbers(self, name: str, *, missing: bool = False) -> np.ndarray:
+        """One field as (n,) float64, strings such as csv's parsed; ValueError names the first other row.
+
+        missing: rows without a value, or with empty text, are NaN.
+        """
         values = self.column(name)
         if isinstance(values, np.ndarray) and values.ndim == 1:
             return values.astype(np.float64)
         out = np.empty(self.n)
         for row, value in enumerate(values):
             try:
-                out[row] = float(value)
+                out[row] = np.nan if missing and (value is None or value == "") else float(value)
             except (TypeError, ValueError, OverflowError) as error:
                 shown = repr(value)[:40]
                 raise ValueError(

@@ -74,6 +74,19 @@ def find_text(pool: Pool, fields: str | Sequence[str] | None = None) -> list[str
     return texts
 
 
+def row_texts(pool: Pool, rows: np.ndarray, names: Sequence[str]) -> list[Any]:
+    """What to show of some rows (m,): as find_text joins these fields; where a value is no text, that value."""
+    columns = pool.store.columns(names, rows)
+    out: list[Any] = []
+    for at, row in enumerate(rows.tolist()):
+        try:
+            parts = [_text(columns[name][at], name, row, pool) for name in names]
+            out.append("\n".join(filter(None, parts)))
+        except ValueError:
+            out.append(columns[names[0]][at])
+    return out
+
+
 def _text(value: Any, name: str, row: int, pool: Pool) -> str:
     if isinstance(value, str):
         return (
@@ -86,13 +99,13 @@ def _text(value: Any, name: str, row: int, pool: Pool) -> str:
     if isinstance(value, list | tuple):
         return _join(value, name, row, pool)
     if isinstance(value, dict):
-        if (turns := _turns(value)) is not None:
+        if (turns := as_turns(value)) is not None:
             return _join(turns, name, row, pool)
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value.item() if isinstance(value, np.generic) else value)
 
 
-def _turns(value: dict) -> list[dict] | None:
+def as_turns(value: dict) -> list[dict] | None:
     """datasets stores a list of dicts as a dict of lists in an older feature type: back to turns."""
     for who, what in (("role", "content"), ("from", "value")):
         if isinstance(value.get(who), list) and isinstance(value.get(what), list):

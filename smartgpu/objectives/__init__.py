@@ -7,6 +7,16 @@ from smartgpu.objectives.facility_location import FacilityLocation
 from smartgpu.objectives.graph_cut import GraphCut
 from smartgpu.objectives.log_det import LogDet
 from smartgpu.objectives.modular import Modular
+from smartgpu.objectives.quality import QualityDiversity
+from smartgpu.objectives.targets import (
+    FacilityLocationCG,
+    FacilityLocationCMI,
+    FacilityLocationMI,
+    FacilityLocationQueryMI,
+    GraphCutCG,
+    GraphCutMI,
+)
+from smartgpu.objectives.targets_log_det import LogDetCG, LogDetCMI, LogDetMI
 from smartgpu.objectives.weighted_sum import WeightedSum
 from smartgpu.similarity import choose
 
@@ -15,11 +25,21 @@ OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (FacilityL
 __all__ = [
     "OBJECTIVES",
     "FacilityLocation",
+    "FacilityLocationCG",
+    "FacilityLocationCMI",
+    "FacilityLocationMI",
+    "FacilityLocationQueryMI",
     "Ground",
     "GraphCut",
+    "GraphCutCG",
+    "GraphCutMI",
     "LogDet",
+    "LogDetCG",
+    "LogDetCMI",
+    "LogDetMI",
     "Modular",
     "Objective",
+    "QualityDiversity",
     "State",
     "WeightedSum",
     "as_objective",
@@ -32,4 +52,6 @@ def as_objective(value: str | Objective) -> Objective:
         return value
     if value == Modular.name:
         raise ValueError("objective 'modular' needs one score per row: use smartgpu.Modular(scores)")
+    if value == QualityDiversity.name:
+        raise ValueError(f"objective {value!r} needs quality: use smartgpu.QualityDiversity(alpha, quality)")
     return OBJECTIVES[choose(value, OBJECTIVES, "objective")]()

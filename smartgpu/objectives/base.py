@@ -31,6 +31,10 @@ class Batch(Protocol):
     def accept(self, b: int) -> None: ...  # commit the candidate at position b and refresh `gains`
 
 
+class Pause(Exception):
+    """A state waits for the other of a pair, before it evaluates anything: see State.twin()."""
+
+
 class State(Protocol):
     """An objective bound to a pool, and the set chosen so far.
 
@@ -60,8 +64,18 @@ class State(Protocol):
     def resident(
         self, goal: Goal
     ) -> Iterator[Found] | None: ...  # picks of the backend's own loop, committed; None where it has none
+    def twin(
+        self,
+    ) -> tuple[State, Pair] | None: ...  # as this one, to make other picks; None where nothing can be shared
     def value(self) -> float: ...  # f(S)
     def total(self) -> float: ...  # f(V), what choosing everything would give
+
+
+class Pair(Protocol):
+    """Two states that share work: while both go on, each raises Pause where it would do work that both need."""
+
+    def meet(self) -> None: ...  # both have paused: do it
+    def end(self, state: State) -> None: ...  # one is done: the other goes on alone
 
 
 class Eager:
@@ -81,13 +95,16 @@ class Eager:
     def resident(self, goal: Goal) -> None:
         return None
 
+    def twin(self) -> None:
+        return None
+
 
 class Ground:
     """The ground set: n candidates, their similarity, and the backends opened over them.
 
     x is the checked (n, d) matrix, or a `Matrix` for precomputed similarities. picks is how many rows will be chosen
     at most, where that is known; like (represented rows, candidates) the size of the pool that this one is a sample of,
-    and as which it shall work.
+    and as which it shall work. outside (m, d) are rows that are not in the pool and count as chosen.
     """
 
     def __init__(
@@ -98,10 +115,11 @@ class Ground:
         *,
         picks: int | None = None,
         like: tuple[int, int] | None = None,
+        outside: Any = None,
         **how: Any,
     ):
         self.x, self.kind, self._name, self._how = x, kind, backend, how
-        self.picks, self.like = picks, like
+        self.picks, self.like, self.outside = picks, like, outside
         self.n = x.shape[1] if isinstance(x, Matrix) else len(x)
         self._geometry: dict[int, Geometry] = {}
         self._backends: dict[int, Backend] = {}
@@ -126,6 +144,22 @@ class Ground:
         geometry, how = self.geometry(represented), {"workers": self.workers, **self._how}
         x, rows = (self.engine.features(geometry, x, **how) for x in (geometry.x, geometry.rows))
         return x, rows
+
+    def beside(self, others: Any, rows: Any) -> Geometry:
+        """Features of rows of the pool, represented, and of others from elsewhere, candidates, in one geometry."""
+        return self.engine.prepare(self.kind, others, rows, workers=self.workers, **self._apart)
+
+    def open(self, geometry: Geometry) -> Backend:
+        """A backend over such a geometry, which the caller drops."""
+        return open_backend(self._name, geometry, **self._apart)
+
+    def linear(self, geometry: Geometry, x: Any) -> LinearFeatures:
+        """One of its two sets in float64 arithmetic."""
+        return self.engine.features(geometry, x, workers=self.workers, **self._apart)
+
+    @property
+    def _apart(self) -> dict[str, Any]:
+        return {name: self._how[name] for name in ("threads", "precision") if name in self._how}
 
     def wide(self) -> Wide:
         return self.engine.wide(self.geometry(), workers=self.workers, **self._how)
@@ -155,6 +189,11 @@ class Ground:
         """What similarities were made of: by the backends, and where features stay with one, in its algebra as well."""
         prepared = [g.dtype for g in self._geometry.values() if self.engine.remote]
         return sorted({*prepared, *(b.dtype for b in self._backends.values())})
+
+    @property
+    def sweeps(self) -> float:
+        """Similarities computed so far, in sweeps."""
+        return sum(b.pairs / (b.r * b.n) for b in self._backends.values())
 
     def check_inputs(self) -> None:
         """ValueError where tensors that are used in place were changed since."""
@@ -192,6 +231,15 @@ class Objective:
         """The spec for the sub-pool of these rows: per-row arrays cut, all else as it is."""
         return self
 
+    @property
+    def counted(self) -> bool:
+        """Whether f depends on how many rows are asked for: then the first rows of more are not those of fewer."""
+        return False
+
+    def sized(self, r: int, k: int) -> Objective:
+        """The spec for k rows to choose, r rows represented where it names no others: what is bound."""
+        return self
+
     def describe(self) -> dict:
         """Name and parameters as JSON values; arrays by shape, dtype and fingerprint."""
         out: dict[str, Any] = {"name": self.name}
@@ -221,8 +269,11 @@ class Objective:
     __radd__ = __add__
 
 
-def per_row(name: str, value: Any, n: int | None = None) -> np.ndarray:
-    """A finite float64 vector, of length n where n is given. ValueError names the argument, expected and got."""
+def per_row(name: str, value: Any, n: int | None = None, *, missing: bool = False) -> np.ndarray:
+    """A finite float64 vector, of length n where n is given. ValueError names the argument, expected and got.
+
+    missing: NaN, which None becomes, is let through.
+    """
     try:
         if hasattr(value, "detach"):  # a torch tensor, wherever it is
             value = value.detach().cpu()
@@ -236,9 +287,8 @@ def per_row(name: str, value: Any, n: int | None = None) -> np.ndarray:
     if out.ndim != 1 or (n is not None and len(out) != n):
         expected = "(n,)" if n is None else f"({n},)"
         raise ValueError(f"{name} must have shape {expected}, one number per row, got {out.shape}")
-    bad = np.flatnonzero(~np.isfinite(out))
+    bad = np.flatnonzero(np.isinf(out) if missing else ~np.isfinite(out))
     if len(bad):
-        raise ValueError(
-            f"{name} must be finite, got {len(bad)} NaN or infinite values, the first at row {bad[0]}"
-        )
+        what = "infinite" if missing else "NaN or infinite"
+        raise ValueError(f"{name} must be finite, got {len(bad)} {what} values, the first at row {bad[0]}")
     return out

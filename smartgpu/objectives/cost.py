@@ -4,69 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from smartgpu.backends import footprint
+from smartgpu.backends.footprint import Entries, Footprint
 from smartgpu.similarity import Matrix, Similarity
-
-MAXIMIZER = 64  # bytes a candidate: bounds, what is fresh, the candidates in order
-PICK = 160  # bytes a pick: row and gain as Python numbers, then as arrays, and those of a checkpoint
 
 
 @dataclass(frozen=True)
 class Shape:
     """All that a cost depends on. r: represented rows where an objective names no others; d: 0 for a given matrix."""
 
+    x: Any  # the pool: of an array no more than its shape, and whether its rows are used in place
     n: int
     r: int
     d: int
     k: int
     kind: Similarity
-    threads: int
+    footprint: Footprint
     coverage: bool = False
-    stored: int = 0  # entries of a sparse matrix
-    panel: int = 0  # of them, those of the fullest columns that make a tile
+    entries: Entries | None = None
 
     @classmethod
-    def of(cls, x: np.ndarray | Matrix, kind: Similarity, k: int, threads: int, coverage: bool) -> Shape:
+    def of(cls, x: Any, kind: Similarity, k: int, footprint: Footprint, coverage: bool) -> Shape:
         """The shape of a checked pool, and k rows to choose from it."""
         if not isinstance(x, Matrix):
-            return cls(len(x), len(x), x.shape[1], k, kind, threads, coverage)
-        stored = panel = 0
-        if x.csc is not None:
-            lengths = np.sort(np.diff(x.csc[0]))
-            stored, panel = int(lengths.sum()), int(lengths[-footprint.ROWS :].sum())
-        return cls(x.shape[1], x.shape[0], 0, k, kind, threads, coverage, stored, panel)
+            return cls(x, len(x), len(x), x.shape[1], k, kind, footprint, coverage)
+        r, n = x.shape
+        return cls(x, n, r, 0, k, kind, footprint, coverage, Entries.of(x))
 
     @property
     def features(self) -> list[Part]:
-        """The candidates' features, or what a sparse matrix takes by column."""
-        if self.d:
-            return [Part("features of the candidates", footprint.features(self.n, self.d), "x")]
-        return [Part("matrix by column", 16 * self.stored + 8 * self.n, "x")] if self.stored else []
+        """The candidates' features, or what a given matrix takes in the backend's form."""
+        if self.entries is None:
+            return [Part(self._called("the candidates"), self.footprint.features(self.x), "x")]
+        size = self.footprint.matrix(self.entries)
+        name = "matrix by column" if self.entries.stored else "matrix"
+        return [Part(name, size, "x")] if size else []
 
-    def represented(self, rows: np.ndarray | None) -> list[Part]:
+    def represented(self, rows: Any) -> list[Part]:
         """Features of represented rows that are not the candidates, with the candidates' own copy of their geometry."""
         if rows is None:
             return self.features
-        here = Part("features of represented rows", footprint.features(len(rows), self.d), id(rows))
-        own = [part._replace(key=(part.key, id(rows))) for part in self.features]
-        return [*own, here]
+        here, there = (self.footprint.features(a, b) for a, b in ((rows, self.x), (self.x, rows)))
+        return [
+            Part(self._called("the candidates"), there, ("x", id(rows))),
+            Part(self._called("represented rows"), here, id(rows)),
+        ]
 
-    def dense(self, weighted: bool = False) -> int:
-        """Scratch of the numpy backend."""
-        squared = self.kind.squared_norms
-        sparse = 84 * self.threads * self.panel + 8 * self.n * bool(self.panel)
-        return footprint.scratch(self.n, self.d, self.threads, squared=squared, weighted=weighted) + sparse
+    def _called(self, whose: str) -> str:
+        return (
+            f"features of {whose}, a few blocks at a time"
+            if self.footprint.stream
+            else f"features of {whose}"
+        )
 
-    @property
-    def reading(self) -> int:
-        """What checking the input takes, besides what stays of it."""
-        if self.d:
-            return min(self.n * self.d, 1 << 20) + 256 * 1024
-        return 24 * self.stored if self.stored else 5 << 20
+    def dense(self, r: int | None = None, weighted: bool = False) -> int:
+        """Scratch of work on tiles of similarity."""
+        return self.footprint.dense(self.n, self.r if r is None else r, weighted, self.entries)
 
 
 class Part(NamedTuple):

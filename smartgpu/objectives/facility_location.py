@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from smartgpu.backends import QUANTUM, STORE_ALL, footprint
+from smartgpu.backends import MOST, QUANTUM, STORE_ALL
 from smartgpu.constraints import Found, Goal
-from smartgpu.objectives.base import Ground, Objective, per_row
+from smartgpu.objectives import outside
+from smartgpu.objectives.base import Ground, Objective, Pause, per_row
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
 
@@ -78,21 +80,20 @@ class FacilityLocation(Objective):
 
     def cost(self, shape: Shape) -> Cost:
         n, r = shape.n, shape.r if self.represented is None else len(self.represented)
-        weighted = self.weights is not None
-        vectors = footprint.per_row(r) + 24 * r * weighted
-        least, most = (footprint.columns(r, m) for m in (footprint.MIN_BATCH, footprint.MAX_BATCH))
+        weighted, sizes = self.weights is not None, shape.footprint
+        least, most = (sizes.columns(r, m) for m in (sizes.least_batch, sizes.most_batch))
         parts = (
             *shape.represented(self.represented),
-            Part("levels, weights and excesses", vectors),
-            Part(f"{footprint.MIN_BATCH} columns of similarity", least),
+            Part("levels, weights and excesses", sizes.levels(n, r, weighted)),
+            Part(f"{sizes.least_batch} columns of similarity", least),
         )
         every = r * n
         pairs = every if every <= STORE_ALL else MOST_SHARE * every
-        extra = most - least + int(footprint.stored(pairs, n, r, shape.threads))
+        extra = most - least + int(sizes.stored(pairs, n, r))
         if CheapBounds.pay(r, n, shape.d) and shape.kind.affine is not None:
-            extra = max(extra, CheapBounds.bytes(r, n, shape.d, shape.threads))
+            extra = max(extra, sizes.cheap_bounds(n, r))
         work = 2.0 * shape.d * (n + r) * (shape.d if shape.kind.affine is not None else 8)
-        return Cost(parts, shape.dense(weighted), extra, terms=1, work=work)
+        return Cost(parts, shape.dense(r, weighted), extra, terms=1, work=work)
 
     def bind(self, ground: Ground) -> FacilityLocationState:
         return FacilityLocationState(self, ground)
@@ -104,13 +105,24 @@ class FacilityLocationState:
     Work goes from dense to sparse. At first columns are computed as they are asked for, the search for them led by
     bounds. As soon as that has cost a share of a sweep, and the pairs that can still matter fit the memory, these
     survivors are stored, and there is no dense work after that.
+
+    Targets (objectives/targets.py) bind it with a floor, where levels start, and a cap, beyond which rows gain nothing:
+    f(S) = sum_i w_i max(0, min(max_{j in S} s_ij, cap_i) - floor_i), both (r,) float64, rounded to quanta. Columns and
+    survivors are clipped at the cap. So is the level, and then a sweep needs no cap of its own:
+    sum_i w_i max(min(s_ij, cap_i) - level_i, 0) is the excess over the level less that over the cap.
     """
 
     slack = 0.0
     margin = 0.0
     reach, active = 64, 32
 
-    def __init__(self, spec: FacilityLocation, ground: Ground):
+    def __init__(
+        self,
+        spec: FacilityLocation,
+        ground: Ground,
+        floor: np.ndarray | None = None,
+        cap: np.ndarray | None = None,
+    ):
         self.backend = ground.backend(spec.represented)
         self.n = ground.n
         self.scale = self.backend.quantum
@@ -121,21 +133,59 @@ class FacilityLocationState:
             self.weights = self.backend.new_weights(self.whole)
             self.scale *= float(np.ldexp(1.0, -power))
         self.level = self.backend.new_level()
+        self.low = self.high = None  # (r,) on the host: levels at the start, and at most
+        self.cap = self.over = None  # the cap as a level, and the excesses over it
+        self.base = 0  # what the floor alone would be worth
+        self._limit(spec, ground, floor, cap)
         self.like = ground.like or (self.backend.r, self.n)
         self.sparse: Any = None  # the survivors, once stored
         self.cheap = None
         if ground.kind.affine is not None:
             d, room = ground.x.shape[1], self.backend.memory - self.backend.held()
-            size = CheapBounds.bytes(self.backend.r, self.n, d, ground.workers.threads)
+            size = self.backend.sizes.cheap_bounds(self.n, self.backend.r)
             if CheapBounds.pay(*self.like, d) and size <= room:
                 self.cheap = CheapBounds(ground, spec.represented, self.whole)
         self.picks = self.compacted = 0
         self.spent = 0.0  # dense work since bounds were last fresh, in sweeps
         self.next_check = START_AFTER
         self.bounded = -1  # picks at the last cheap bounds
+        self.renewed = False  # survivors were stored since gains were last asked for
+        self.pair: Shared | None = None
         # s_ii is the largest similarity of row i, but for a dot product or a matrix of the user's
         exact = not isinstance(ground.kind, (Dot, Precomputed)) and not self.backend.rounded
         self._own_is_best = self.backend.same and exact
+
+    def _limit(
+        self, spec: FacilityLocation, ground: Ground, floor: np.ndarray | None, cap: np.ndarray | None
+    ) -> None:
+        """Start from the floor, raised by what counts as chosen; and nowhere beyond the cap."""
+        backend = self.backend
+        if floor is not None:
+            self.low = self._quanta(floor)
+            self.base = backend.level_sum(backend.level_from(self.low), self.weights)
+        if cap is not None:
+            self.high = self._quanta(cap)
+            if self.low is not None:
+                np.maximum(self.high, self.low, out=self.high)
+            self.cap = backend.level_from(self.high)
+        if ground.outside is not None:
+            rows = ground.x if spec.represented is None else spec.represented
+            chosen = self._quanta(outside.nearest(ground, rows, ground.outside)[1])
+            chosen = chosen if self.high is None else np.minimum(chosen, self.high)
+            self.low = chosen if self.low is None else np.maximum(chosen, self.low)
+        if self.low is not None:
+            self.level = backend.level_from(self.low)
+
+    def _quanta(self, similarity: np.ndarray) -> np.ndarray:
+        """No further than any similarity reaches: what lies beyond changes nothing."""
+        return np.rint(np.clip(similarity / self.backend.quantum, 0, MOST)).astype(np.int64)
+
+    def _unfinished(self) -> Any:
+        """The level, beyond reach where it has come to the cap: no pair of such a row matters."""
+        if self.cap is None:
+            return self.level
+        level = self.backend.level_values(self.level).astype(np.int64)
+        return self.backend.level_from(np.where(level >= self.high, MOST, level))
 
     @property
     def max_batch(self) -> int:
@@ -146,7 +196,12 @@ class FacilityLocationState:
     def gains(self) -> np.ndarray:
         if self.sparse is not None:
             return self.sparse.excess(self.level) * self.scale
-        return self.backend.excess(self.level, self.weights) * self.scale
+        excess = self.backend.excess(self.level, self.weights)
+        if self.cap is not None:
+            if self.over is None:
+                self.over = self.backend.excess(self.cap, self.weights)
+            excess -= self.over
+        return excess * self.scale
 
     def screen(self, cols: np.ndarray) -> None:
         return None
@@ -160,15 +215,20 @@ class FacilityLocationState:
         return self.cheap(self.backend.level_values(self.level)) * self.scale, False
 
     def improve(self) -> tuple[np.ndarray, bool] | None:
+        if self.renewed:
+            self.renewed = False
+            return self.gains(), True
         if self.sparse is not None:
             if self.picks >= 2 * max(self.compacted, 1):
+                self._wait()
                 self.sparse.compact(self.level)
                 self.compacted = self.picks
             return None
         if self.spent >= self.next_check:
             if self._fits():
-                self._build()
-                return self.gains(), True
+                self._wait()
+                if self._build():
+                    return self.gains(), True
             self.next_check = 2 * self.spent
             if (
                 self.cheap is not None
@@ -180,7 +240,14 @@ class FacilityLocationState:
         return None
 
     def resident(self, goal: Goal) -> Iterator[Found] | None:
+        plain = goal.counts and self.weights is None and self.cap is None
+        if self.sparse is None and plain and hasattr(self.backend, "whole") and self._all_fit():
+            found = self.backend.whole(self.level, self.scale, goal)
+            self.picks += len(found.indices)
+            return iter((found,))
         start = getattr(self.backend, "loop", None)
+        if start and self.cap is not None and self.sparse is None and not (self._fits() and self._build()):
+            return None  # the loop's own tiles know no cap
         loop = start and start(self.level, self.weights, self.scale, goal, self.sparse)
         return loop and self._resident(loop)
 
@@ -198,16 +265,36 @@ class FacilityLocationState:
                 self.spent += found.evaluations / self.n
             yield found
 
-    def _build(self) -> None:
-        self.sparse = self.backend.survivors(self.level, self.weights)
-        self.compacted = self.picks
+    def twin(self) -> tuple[FacilityLocationState, Shared]:
+        other = copy.copy(self)
+        other.level = self.backend.level_from(self.backend.level_values(self.level))
+        pair = Shared([self, other])
+        return other, pair
 
-    def _fits(self) -> bool:
-        room = (self.backend.memory - self.backend.held()) / self.backend.pair_bytes
-        every = self.backend.r * self.n
-        if every <= room and self.like[0] * self.like[1] <= STORE_ALL:
+    def _wait(self) -> None:
+        if self.pair is not None:
+            raise Pause
+
+    def _build(self) -> bool:
+        """Store the survivors. False where they turn out not to fit."""
+        self.sparse = self.backend.survivors(self._unfinished(), self.weights, self.cap)
+        self.compacted = self.picks
+        return self.sparse is not None
+
+    def _fits(self, level: Any = None) -> bool:
+        if self._all_fit():
             return True
-        return self.backend.estimate_survivors(self.level) <= min(MOST_SHARE * every, room)
+        every, level = self.backend.r * self.n, self._unfinished() if level is None else level
+        return self.backend.estimate_survivors(level) <= min(MOST_SHARE * every, self._room())
+
+    def _all_fit(self) -> bool:
+        """Whether the pool is so small that all its pairs may be stored, and they fit."""
+        every = self.backend.r * self.n
+        return self.like[0] * self.like[1] <= STORE_ALL and every <= self._room()
+
+    def _room(self) -> float:
+        """Pairs for which the memory has room."""
+        return (self.backend.memory - self.backend.held()) / self.backend.pair_bytes
 
     def evaluate(self, cols: np.ndarray) -> FacilityLocationBatch:
         if self.sparse is None:
@@ -216,11 +303,11 @@ class FacilityLocationState:
 
     def add(self, cols: np.ndarray) -> None:
         if len(cols):
-            self.backend.raise_level(self.level, cols)
+            self.backend.raise_level(self.level, cols, self.cap)
             self.picks += len(cols)
 
     def value(self) -> float:
-        return self.backend.level_sum(self.level, self.weights) * self.scale
+        return (self.backend.level_sum(self.level, self.weights) - self.base) * self.scale
 
     def levels(self) -> np.ndarray:
         """(r,) float64 similarity of each represented row to its nearest chosen row, 0 at least."""
@@ -228,9 +315,41 @@ class FacilityLocationState:
 
     def total(self) -> float:
         if self._own_is_best:
-            own = self.backend.level_from(np.maximum(self.backend.diagonal(), 0))
-            return self.backend.level_sum(own, self.weights) * self.scale
-        return self.backend.level_sum(self.backend.row_max(), self.weights) * self.scale
+            best = self.backend.level_from(np.maximum(self.backend.diagonal(), 0))
+        else:
+            best = self.backend.row_max()
+        if self.low is not None or self.high is not None:
+            values = np.clip(self.backend.level_values(best), self.low, self.high)
+            best = self.backend.level_from(values)
+        return (self.backend.level_sum(best, self.weights) - self.base) * self.scale
+
+
+class Shared:
+    """Two selections from one pool that share survivors: pairs above the lower of their levels serve both."""
+
+    def __init__(self, states: list[FacilityLocationState]):
+        self.states = states
+        for state in states:
+            state.pair = self
+
+    def meet(self) -> None:
+        """Store the survivors, or drop those that neither needs."""
+        one, two = self.states
+        backend = one.backend
+        levels = (backend.level_values(state._unfinished()) for state in self.states)
+        level = backend.level_from(np.minimum(*levels))
+        if one.sparse is not None:
+            one.sparse.compact(level)
+        elif one._fits(level):
+            one.sparse = two.sparse = backend.survivors(level, one.weights, one.cap)
+        for state in self.states:
+            state.compacted = state.picks
+            state.renewed = state.sparse is not None
+            state.next_check = max(state.next_check, 2 * state.spent)
+
+    def end(self, state: FacilityLocationState) -> None:
+        for each in self.states:
+            each.pair = None
 
 
 class FacilityLocationBatch:
@@ -240,7 +359,7 @@ class FacilityLocationBatch:
         if self.sparse:
             self.kept = state.sparse.keep(state.level, cols)
         else:
-            self.kept = state.backend.keep(state.level, cols, state.weights)
+            self.kept = state.backend.keep(state.level, cols, state.weights, state.cap)
         self.gains = self.kept.excess * state.scale
 
     def narrow(self, positions: np.ndarray) -> None:
@@ -282,11 +401,6 @@ class CheapBounds:
     def pay(r: int, n: int, d: int) -> bool:
         """Two products with d x d matrices, in float64, should cost less than the sweep that they save."""
         return r * n > 4 * d * (r + n)
-
-    @staticmethod
-    def bytes(r: int, n: int, d: int, threads: int) -> int:
-        """What they take, scratch included."""
-        return footprint.second_moment(d, threads) + footprint.per_row(r + n)
 
     def __call__(self, level: np.ndarray) -> np.ndarray:
         """(n,) float64 bounds on the excesses in quanta, at this level (r,) in quanta."""

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from smartgpu.backends import footprint
 from smartgpu.constraints import Found, Goal
+from smartgpu.objectives import outside
 from smartgpu.objectives.base import Eager, Ground, Objective, State
 from smartgpu.objectives.cost import Cost, Part, Shape
+from smartgpu.objectives.modular import ModularState
+from smartgpu.objectives.weighted_sum import WeightedSumState
 from smartgpu.similarity import Matrix, Similarity
 
 EPS = np.finfo(np.float64).eps
@@ -65,13 +67,12 @@ class GraphCut(Objective):
     def cost(self, shape: Shape) -> Cost:
         n, r = shape.n, shape.r if self.represented is None else len(self.represented)
         parts = shape.represented(self.represented)
+        sizes = shape.footprint
+        parts.append(Part("totals and penalties", sizes.totals(n)))
         if shape.kind.affine is not None:
-            parts.append(Part("gains", footprint.per_row(n)))
-            scratch = footprint.widened(shape.d, shape.threads) + 12 * 256 * shape.d
-            return Cost((*parts, Part("sums", 64 * shape.d)), scratch, work=20.0 * (n + r) * shape.d)
-        parts.append(Part("totals and penalties", footprint.per_row(n)))
-        block = 4 * max(PAIRS, LEAST * min(n, 4096)) if shape.k > 1 else 0
-        return Cost(tuple(parts), shape.dense() + block, work=2.0 * (n + r) * shape.d)
+            return Cost(tuple(parts), sizes.products(n, r), work=20.0 * (n + r) * shape.d)
+        scratch = shape.dense(r) + sizes.pairs(n, shape.k, max(PAIRS, LEAST * min(n, 4096)))
+        return Cost(tuple(parts), scratch, work=2.0 * (n + r) * shape.d)
 
     def on_host(self) -> GraphCut:
         if self.represented is None or isinstance(self.represented, np.ndarray):
@@ -81,7 +82,16 @@ class GraphCut(Objective):
         return GraphCut(self.lam, on_host(self.represented))
 
     def bind(self, ground: Ground) -> State:
-        return (LinearGraphCut if ground.kind.affine is not None else GeneralGraphCut)(self, ground)
+        state = (LinearGraphCut if ground.kind.affine is not None else GeneralGraphCut)(self, ground)
+        if ground.outside is None:
+            return state
+        # f(S + G) = f(S) - 2 lam sum_{j in S, g in G} s_jg + f(G), G the rows from elsewhere
+        rows, others = ground.x if self.represented is None else self.represented, ground.outside
+        base = (
+            outside.sums(ground, rows, others).sum() - self.lam * outside.sums(ground, others, others).sum()
+        )
+        unlike = ModularState(-2 * self.lam * outside.sums(ground, ground.x, others), float(base))
+        return WeightedSumState([(1.0, unlike), (1.0, state)], ground.n)
 
 
 def nonnegative(name: str, value: Any) -> float:

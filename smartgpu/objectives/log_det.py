@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from smartgpu.backends import footprint
+from smartgpu.backends.linear import factor_rows
+from smartgpu.objectives import outside
 from smartgpu.objectives.base import Eager, Ground, Objective
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.objectives.graph_cut import need_square, nonnegative
@@ -63,36 +64,41 @@ class LogDet(Objective):
     def cost(self, shape: Shape) -> Cost:
         """For general kinds as if every row were looked at: a factor of n rows and k columns."""
         n, k, d = shape.n, min(shape.k, shape.n), shape.d
-        parts = [*shape.features, Part("residuals, stamps, copies", 2 * footprint.per_row(n))]
+        sizes = shape.footprint
+        parts = [*shape.features, Part("residuals, stamps, copies", sizes.residuals(n))]
         linear = shape.kind.affine is not None
         if linear and self.lam > 0:
             ring = max(d + 1, 2 * DELAY)
-            parts.append(Part("inverse and latest falls", 8 * (d + 1) ** 2 + 12 * ring * (d + 1)))
-            rows = 24 * ROWS + shape.threads * (12 * 512 + 24 * 128)  # a batch, and what is screened
-            falls = shape.threads * 8 * (512 * ring + d * ring) + 16 * (d + 1) * max(d + 1, DELAY)
-            scratch = max(rows * (d + 1) + falls, footprint.preparing(d, shape.threads))
-            return Cost(tuple(parts), scratch, work=k * (2.0 * d * (ROWS + d) + SCREENED * n * d))
+            parts.append(Part("inverse and latest falls", sizes.inverse(ring)))
+            work = k * (2.0 * d * (ROWS + d) + SCREENED * n * d)
+            return Cost(tuple(parts), sizes.falls(n, ring, DELAY), work=work)
         last = before = FIRST
         while last < k:
             last, before = min(2 * last, k), last
-        parts.append(Part("factor of the similarity, as it grows", 8 * n * (last + before * (last > FIRST))))
-        rows, picks = min(n, factor_rows(d)), min(k, PICKS)
-        pairs = (18 + 9 * shape.kind.squared_norms) * max(picks * rows, 96 * 96)
-        scratch = pairs + 12 * (rows + PICKS) * d + 8 * min(NUMBERS, n * k)
-        scratch = max(scratch, footprint.preparing(d, shape.threads)) if d else scratch + shape.dense()
+        held = sizes.factor(n, last + before * (last > FIRST))
+        parts.append(Part("factor of the similarity, as it grows", held))
+        scratch = sizes.factoring(n, k, PICKS, shape.entries)
         if shape.coverage:
-            scratch = max(scratch, 8 * 4 * n * n)
+            scratch = max(scratch, sizes.square(n))
         return Cost(
             tuple(parts), scratch, work=1.0 * k * k * ROWS + k * ROWS * d + SCREENED * n * k * (d + k)
         )
 
-    def bind(self, ground: Ground) -> LogDetState:
+    def bind(self, ground: Ground, start: np.ndarray | None = None) -> LogDetState:
+        """start: the matrix that residuals come from before any pick, of linear kinds; see targets_log_det.py."""
         linear = ground.kind.affine is not None and self.lam >= 1e-8 * _mean_square(ground)
         if ground.engine.remote:
             from smartgpu.objectives.log_det_remote import RemoteCholeskyLogDet, RemoteWoodburyLogDet
 
-            return (RemoteWoodburyLogDet if linear else RemoteCholeskyLogDet)(self, ground)
-        return (WoodburyLogDet if linear else CholeskyLogDet)(self, ground)
+            woodbury, cholesky = RemoteWoodburyLogDet, RemoteCholeskyLogDet
+        else:
+            woodbury, cholesky = WoodburyLogDet, CholeskyLogDet
+        if linear:
+            return woodbury(self, ground, start)
+        if start is not None or ground.outside is not None:
+            outside.need_linear("log_det with rows from elsewhere", ground.kind)
+            raise ValueError(f"log_det with rows from elsewhere needs a larger lam, got {self.lam}")
+        return cholesky(self, ground)
 
 
 def _mean_square(ground: Ground) -> float:
@@ -108,6 +114,7 @@ class LogDetState(Eager):
 
     slack = 0.0
     reach, active = 8192, 384
+    longest = 0.0  # residuals without any row, at most; 0 where the first ones are these
     noise = 1e-12  # relative error of a similarity: with lam = 0 a residual below it is no residual
 
     def __init__(self, spec: LogDet, ground: Ground):
@@ -117,7 +124,7 @@ class LogDetState(Eager):
         self.picks: list[int] = []  # numbers of distinct rows
         self.log_value = 0.0
         self.residual = self._first_residuals()
-        self.top = float(self.residual.max(initial=0.0))
+        self.top = float(self.residual.max(initial=self.longest))
         self.margin = 1e-9 if self.lam == 0 else 2 / GRID + 64 * EPS * (1 + self.top / self.lam)
         self.max_batch = min(self.n, 16384)
 
@@ -188,17 +195,24 @@ class WoodburyLogDet(LogDetState):
     After a pick p: v = Q y_p, c = residual_p, Q -= v v' / c, every y_j' Q y_j falls by (y_j . v)^2 / c. O(d^2) memory.
     """
 
-    def __init__(self, spec: LogDet, ground: Ground):
+    def __init__(self, spec: LogDet, ground: Ground, start: np.ndarray | None = None):
         geometry = ground.geometry()
         self.a, self.b = ground.kind.affine
         self.unit, self.wide = geometry.unit, ground.wide()
         self.d = geometry.x.shape[1] + (self.b > 0)
-        self.q = np.eye(self.d)
+        self.q, base = np.eye(self.d) if start is None else start, 0.0
+        if ground.outside is not None:  # as if these rows had been picked
+            among = np.eye(self.d) + outside.gram(ground, ground.outside) @ self.q / spec.lam
+            self.q = self.q @ np.linalg.inv(among)
+            self.q = (self.q + self.q.T) / 2
+            base = float(len(ground.outside) * np.log(spec.lam) + np.linalg.slogdet(among)[1])
+        self.start = None if start is None and ground.outside is None else self.q.copy()
         self.falls = np.empty((max(self.d, 2 * DELAY), self.d))  # v / sqrt(c) of the latest picks, a ring
         self.in_q = 0  # picks that Q holds already
         self.upper: np.ndarray | None = None  # bounds on the residuals, in float32, with stamps of their own
         self._held: tuple[np.ndarray, np.ndarray] | None = None  # the last batch's rows and features
         super().__init__(spec, ground)
+        self.base = self.log_value = base  # of the rows from elsewhere
 
     def _features(self, rows: np.ndarray) -> np.ndarray:
         x = self.wide.rows(self.first[rows])
@@ -218,7 +232,11 @@ class WoodburyLogDet(LogDetState):
         out = np.empty(len(self.first))
         for i in range(0, len(out), 512):
             y = self._features(np.arange(i, min(i + 512, len(out))))
-            out[i : i + 512] = self.lam + np.square(y, out=y).sum(axis=1)
+            if self.start is not None:
+                self.longest = max(self.longest, self.lam + float(np.square(y).sum(axis=1).max()))
+                out[i : i + 512] = np.maximum(self.lam + np.einsum("ij,ij->i", y @ self.start, y), self.lam)
+            else:
+                out[i : i + 512] = self.lam + np.square(y, out=y).sum(axis=1)
         return out
 
     def _fresh(self, rows: np.ndarray) -> np.ndarray:
@@ -312,16 +330,16 @@ class WoodburyLogDet(LogDetState):
         self.upper_stamp[rows] = t
 
     def total(self) -> float:
-        gram = self.lam * np.eye(self.d)
+        gram = np.zeros((self.d, self.d))
         for i in range(0, self.n, 512):
             y = self._features(self.inverse[i : i + 512])
             gram += y.T @ y
-        return float(np.linalg.slogdet(gram)[1] + (self.n - self.d) * np.log(self.lam))
+        return self._whole(gram)
 
-
-def factor_rows(d: int) -> int:
-    """Rows of the Cholesky factor brought up to date together: few where their features are long."""
-    return int(np.clip((1 << 19) // max(d, 1), 256, 2048))
+    def _whole(self, gram: np.ndarray) -> float:
+        """f(V) of Y'Y over all rows."""
+        inside = self.lam * np.eye(self.d) + (gram if self.start is None else self.start @ gram)
+        return self.base + float(np.linalg.slogdet(inside)[1] + (self.n - self.d) * np.log(self.lam))
 
 
 class CholeskyLogDet(LogDetState):

@@ -21,7 +21,11 @@ class RemoteWoodburyLogDet(WoodburyLogDet):
         self.span = self.wide.span(self.unit * self.a, self.unit * self.b, self.first)
         self.known = 0  # falls that the span has as well
         self.since = 0  # the first pick whose fall was kept here
-        return self.lam + self.span.own()
+        own = self.lam + self.span.own()
+        if self.start is None:
+            return own
+        self.longest = float(own.max(initial=0.0))
+        return np.maximum(self.lam + self.span.quadratic(np.arange(len(own)), self.start), self.lam)
 
     def _fresh(self, rows: np.ndarray) -> np.ndarray:
         t, limit = len(self.picks), len(self.falls) // 2
@@ -59,6 +63,8 @@ class RemoteWoodburyLogDet(WoodburyLogDet):
                 self.q, self.in_q, self.since = loop.inverse(), len(self.picks), len(self.picks)
                 # log det(s_SS + lam I) = log det(lam I + Y_S' Y_S) + (|S| - d) log lam, and Q = lam (...)^-1
                 self.log_value = len(self.picks) * np.log(self.lam) - float(np.linalg.slogdet(self.q)[1])
+                if self.start is not None:
+                    self.log_value += self.base + float(np.linalg.slogdet(self.start)[1])
             yield found
 
     def _fall(self, near: np.ndarray, fall: np.ndarray) -> np.ndarray:
@@ -68,8 +74,7 @@ class RemoteWoodburyLogDet(WoodburyLogDet):
         return None
 
     def total(self) -> float:
-        gram = self.lam * np.eye(self.d) + self.span.gram(self.inverse)
-        return float(np.linalg.slogdet(gram)[1] + (self.n - self.d) * np.log(self.lam))
+        return self._whole(self.span.gram(self.inverse))
 
 
 class RemoteCholeskyLogDet(CholeskyLogDet):

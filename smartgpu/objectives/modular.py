@@ -30,7 +30,7 @@ class Modular(Objective):
             raise ValueError(f"coverage needs a monotone objective: scores >= 0, got {self.scores.min()}")
 
     def cost(self, shape: Shape) -> Cost:
-        return Cost((Part("scores", 16 * shape.n),))
+        return Cost((Part("scores", shape.footprint.host(16 * shape.n)),))
 
     def take(self, rows: np.ndarray) -> Modular:
         return Modular(self.scores[rows])
@@ -43,8 +43,8 @@ class ModularState(Eager):
     slack = 0.0
     margin = 0.0
 
-    def __init__(self, scores: np.ndarray):
-        self.scores = scores
+    def __init__(self, scores: np.ndarray, base: float = 0.0):
+        self.scores, self.base = scores, base  # base: f of no rows
         self.n = self.max_batch = len(scores)
         self.chosen: list[int] = []
 
@@ -58,10 +58,10 @@ class ModularState(Eager):
         self.chosen += [int(j) for j in cols]
 
     def value(self) -> float:
-        return float(self.scores[self.chosen].sum())
+        return self.base + float(self.scores[self.chosen].sum())
 
     def total(self) -> float:
-        return float(self.scores.sum())
+        return self.base + float(self.scores.sum())
 
 
 class ModularBatch:

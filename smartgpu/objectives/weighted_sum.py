@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from smartgpu.constraints import Found, Goal
-from smartgpu.objectives.base import Batch, Ground, Objective, State
+from smartgpu.objectives.base import Batch, Ground, Objective, Pair, State
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.objectives.modular import ModularState
 from smartgpu.similarity import Matrix, Similarity
@@ -29,7 +29,7 @@ class WeightedSum(Objective):
                 raise TypeError(f"the weight of an objective must be a number, got {type(weight).__name__}")
             if not (np.isfinite(weight) and weight >= 0):
                 raise ValueError(f"the weight of an objective must be >= 0 and finite, got {weight}")
-            inner = term.terms if isinstance(term, WeightedSum) else ((1.0, term),)
+            inner = term.terms if type(term) is WeightedSum else ((1.0, term),)
             flat += [(float(weight) * c, t) for c, t in inner]
         object.__setattr__(self, "terms", tuple(flat))
 
@@ -43,7 +43,7 @@ class WeightedSum(Objective):
                 term.need_monotone(x, kind)
 
     def cost(self, shape: Shape) -> Cost:
-        whole = Cost((Part("sums of terms", 32 * shape.n),))
+        whole = Cost((Part("sums of terms", shape.footprint.host(32 * shape.n)),))
         for weight, term in self.terms:
             if weight > 0:
                 whole += term.cost(shape)
@@ -55,8 +55,21 @@ class WeightedSum(Objective):
     def take(self, rows: np.ndarray) -> WeightedSum:
         return WeightedSum(tuple((c, term.take(rows)) for c, term in self.terms))
 
+    @property
+    def counted(self) -> bool:
+        return any(term.counted for c, term in self.terms if c > 0)
+
+    def sized(self, r: int, k: int) -> WeightedSum:
+        return WeightedSum(tuple((c, term.sized(r, k)) for c, term in self.terms))
+
     def bind(self, ground: Ground) -> WeightedSumState:
-        return WeightedSumState([(c, term.bind(ground)) for c, term in self.terms if c > 0], ground.n)
+        flat: list[tuple[float, State]] = []
+        for c, term in self.terms:
+            if c > 0:
+                state = term.bind(ground)
+                inner = state.terms if isinstance(state, WeightedSumState) else [(1.0, state)]
+                flat += [(c * weight, s) for weight, s in inner]
+        return WeightedSumState(flat, ground.n)
 
     def describe(self) -> dict:
         return {"name": self.name, "terms": [{"weight": c, **term.describe()} for c, term in self.terms]}
@@ -123,6 +136,22 @@ class WeightedSumState:
                 if isinstance(state, ModularState):
                     state.add(found.indices)
             yield found
+
+    def twin(self) -> tuple[WeightedSumState, Pair] | None:
+        """Where one term's work can be shared, and the others are modular."""
+        others = [state for _, state in self.terms if not isinstance(state, ModularState)]
+        shared = others[0].twin() if len(others) == 1 else None
+        if shared is None:
+            return None
+        inner, pair = shared
+        terms = [
+            (c, ModularState(s.scores, s.base) if isinstance(s, ModularState) else inner)
+            for c, s in self.terms
+        ]
+        for (_, new), (_, old) in zip(terms, self.terms, strict=True):
+            if isinstance(new, ModularState):
+                new.chosen = list(old.chosen)
+        return WeightedSumState(terms, self.n), pair
 
     def value(self) -> float:
         return float(sum(c * s.value() for c, s in self.terms))

@@ -1,0 +1,455 @@
+"""One selection, from its arguments to its result: what every entry point that selects ends in."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smartgpu import reference
+from smartgpu.arrays import as_count, as_rows
+from smartgpu.backends import resolve
+from smartgpu.backends.gpu import FAILURES, DeviceLostError
+from smartgpu.checkpoint import Checkpoint, fingerprint
+from smartgpu.constraints import Constraint, Purse, Quotas, Tree, as_budget, as_costs
+from smartgpu.job import Budget, Job
+from smartgpu.maximize import Picker, take_turns
+from smartgpu.near import Barred, bar, split_exclude, split_given
+from smartgpu.objectives import Ground, State
+from smartgpu.options import Options
+from smartgpu.planning import make_plan
+from smartgpu.selection import Selection
+from smartgpu.similarity import Matrix
+from smartgpu.version import __version__
+from smartgpu.workers import one_thread
+
+log = logging.getLogger("smartgpu")
+ENOUGH = 1 - np.exp(
+    -1
+)  # of the best possible: then greedy by gain / cost is not compared with greedy by gain
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for besides the objective: how much, and which rows may or must be there. As select() takes it."""
+
+    k: Any = None
+    coverage: Any = None
+    budget: Any = None
+    cost: Any = None
+    quotas: Any = None
+    given: Any = None
+    include: Any = None
+    exclude: Any = None
+
+
+def attempt(check: Callable[[Options], Call], options: Options) -> Selection:
+    """Run the call that `check` makes of options; once more by the fallback, if one is given and a device fails."""
+    try:
+        return check(options).run()
+    except FAILURES as error:
+        if options.fallback is None:
+            raise
+        log.warning("%s. Backend %r takes over, from the start", error, options.fallback)
+    # out of the handler, whose traceback holds what was on the device
+    return check(replace(options, backend=options.fallback, memory=None, precision="auto")).run(options)
+
+
+def select_checked(
+    make: Callable[[Options], Job], k: int, options: Options, share: int | None = None
+) -> Selection:
+    """select() on checked arguments, which `make` gives for options: k is a number of rows, 1 to n.
+
+    share: the bytes that it may take where others run beside it; more only if it cannot do with less.
+    """
+
+    def check(how: Options) -> Call:
+        clock, nothing = _Clock(), np.empty(0, np.int64)
+        with clock("prepare"):
+            job = make(how).sized(k)
+            memory = job.budget(k) if job.planned else None
+            if memory is not None and share is not None:
+                memory = replace(memory, memory=max(share, memory.cost.least))
+        return Call(job, k, nothing, nothing, nothing, memory=memory, clock=clock)
+
+    return attempt(check, options)
+
+
+@dataclass
+class Call:
+    """The checked arguments of one selection."""
+
+    job: Job
+    count: int  # rows to choose, at most
+    given: np.ndarray
+    include: np.ndarray
+    exclude: np.ndarray
+    coverage: float | None = None
+    money: float | None = None  # in the units of cost
+    cost: np.ndarray | None = None
+    quotas: tuple[Quotas, ...] = ()
+    share_of: int | None = None  # the k that shares are shares of, where one was given
+    barred: tuple[Barred, ...] = ()  # excluded for what they are close to
+    memory: Budget | None = None  # where what it allocates is known beforehand
+    clock: _Clock | None = None
+    ground: Ground | None = None  # where calls on one pool share it
+
+    def __post_init__(self) -> None:
+        self.clock = self.clock or _Clock()
+
+    @classmethod
+    def check(cls, X: Any, objective: Any, similarity: Any, options: Options, wanted: Wanted) -> Call:
+        """Raises ValueError, TypeError as select() does."""
+        clock = _Clock()
+        with clock("prepare"):
+            job = Job.check(X, objective, similarity, options)
+            n = job.n
+            if wanted.coverage is not None:
+                job.objective.need_monotone(job.x, job.kind)
+            rows = {"given": None, "include": as_rows(wanted.include, n, "include"), "exclude": None}
+            rows["given"], elsewhere = split_given(wanted.given, n)
+            rows["exclude"], near = split_exclude(wanted.exclude, n)
+            for a, b in (("given", "exclude"), ("given", "include"), ("include", "exclude")):
+                both = np.intersect1d(rows[a], rows[b])
+                if len(both):
+                    raise ValueError(f"row {both[0]} is in {a} and in {b}")
+            job = job.beside(elsewhere, [each.rows for each in near])
+            barred = tuple(bar(job, each) for each in near)
+            for each in barred:
+                both = np.intersect1d(rows["include"], each.rows)
+                if len(both):
+                    to = each.by[each.rows == both[0]][0]
+                    raise ValueError(
+                        f"row {both[0]} is in include, but as close as {each.near.above} to row {to} of exclude's Near"
+                    )
+            closed = [np.setdiff1d(each.rows, rows["given"]) for each in barred]
+            rows["exclude"] = np.unique(np.concatenate([rows["exclude"], *closed]))
+            room = n - len(rows["given"]) - len(rows["exclude"])
+            if room == 0:
+                raise ValueError(f"nothing is left to choose: given and exclude hold all {n} rows")
+            count = room if wanted.k is None else as_count(wanted.k, n)
+            if count > room:
+                raise ValueError(f"k must be at most {room}, the rows left by given and exclude, got {count}")
+            if len(rows["include"]) > count:
+                raise ValueError(f"include names {len(rows['include'])} rows, but k is {count}")
+            money, cost = _money(wanted, n)
+            call = cls(
+                job,
+                count,
+                *rows.values(),
+                coverage=wanted.coverage,
+                money=money,
+                cost=cost,
+                quotas=_as_quotas(wanted.quotas),
+                barred=barred,
+                share_of=None if wanted.k is None else count,
+                clock=clock,
+            )
+            call._check_limits()
+            call.job = job = job.sized(call.count)
+            if job.planned:
+                call.memory = job.budget(call.count + len(call.given), wanted.coverage is not None)
+        return call
+
+    def constraint(self, by_cost: bool = True) -> Constraint:
+        purse = None if self.money is None else Purse(self.cost, self.money)
+        tree = Tree(self.quotas, self.job.n, self.share_of) if self.quotas else None
+        return Constraint(
+            self.job.n,
+            self.count,
+            np.concatenate([self.given, self.exclude]),
+            purse=purse,
+            tree=tree,
+            by_cost=by_cost,
+            reach=self.share_of is not None and purse is None,
+        )
+
+    def _check_limits(self) -> None:
+        """Refuse limits that no rows meet, and rows to include that they bar; lower the count to what can be paid."""
+        if self.money is not None:
+            if len(self.quotas) > 1:
+                raise ValueError(
+                    "a budget and quotas of several fields cannot be combined: keep the quotas of one"
+                )
+            open_ = np.ones(self.job.n, bool)
+            open_[np.concatenate([self.given, self.exclude])] = False
+            sums = np.cumsum(np.sort(self.cost[open_]))
+            self.count = min(self.count, int(np.searchsorted(sums, self.money * (1 + 1e-9), side="right")))
+            if self.count == 0:
+                raise ValueError(
+                    f"budget must be at least {sums[0]}, the cost of the cheapest row, got {self.money}"
+                )
+        constraint = self.constraint()
+        for j in self.include.tolist():
+            if not constraint.open[j]:
+                raise ValueError(
+                    f"row {j} cannot be included: budget, quotas or the rows included before it bar it"
+                )
+            constraint.take(j)
+
+    def run(self, instead: Options | None = None) -> Selection:
+        """instead: the options of a call that failed, whose checkpoint this one replaces."""
+        job, clock, options = self.job, self.clock, self.job.options
+        if options.plan:
+            text = make_plan(job, self.count, self.given, self.exclude, self.coverage)
+            print(text, file=sys.stderr, flush=True)
+        if resolve(options.backend) == "reference":
+            if options.checkpoint is not None:
+                raise ValueError("checkpoint is not for backend 'reference'")
+            return self._by_reference()
+        with clock("prepare"):
+            kept = None if options.checkpoint is None else self._checkpoint(instead)
+            ground = self.ground or job.ground(self.memory)
+            compiled, swept = ground.engine.compiling(), ground.sweeps
+        runs = self._runs(ground, kept)
+        best = max(runs, key=lambda run: run.reached)  # the first of equals
+        order = "gain / cost" if self.money is not None and best is runs[0] else "gain"
+        compiled = ground.engine.compiling() - compiled
+        if compiled:
+            clock.seconds["compile"] = compiled
+        run, gains = best.run, np.array(best.run.gains, np.float64)
+        return Selection(
+            indices=np.array(run.indices, np.int64),
+            gains=gains,
+            value=best.start + float(gains.sum()),
+            base_value=best.start,
+            evaluations=sum(each.run.evaluations for each in runs),
+            sweeps=ground.sweeps - swept,
+            backend=resolve(options.backend),
+            dtype="/".join(ground.dtypes) or "float64",
+            exact=options.maximizer != "stochastic",
+            seconds=clock.seconds,
+            limits=self._limits(run.indices, order),
+            **job.described(),
+        )
+
+    def _runs(self, ground: Ground, kept: Checkpoint | None) -> list[Picker]:
+        """Greedy's picks; with a budget those by gain / cost, then those by gain, with the work shared that can be."""
+        job, clock, options = self.job, self.clock, self.job.options
+        with clock("prepare"):
+            before = kept.load() if kept else (np.empty(0, np.int64), np.empty(0))
+            with job.failures(self.memory, fresh=self.ground is None):
+                first = job.objective.bind(ground)
+                if len(self.given):
+                    first.add(self.given)
+                base = first.value() if len(self.given) or job.outside is not None else 0.0
+                until = None if self.coverage is None else float(self.coverage) * first.total()
+                second = pair = None
+                if self.money is not None:
+                    shared = first.twin() if options.maximizer == "lazy" else None
+                    second, pair = shared or (job.objective.bind(ground), None)
+                    if pair is None and len(self.given):
+                        second.add(self.given)
+                first.add(before[0])
+        with clock("select"), one_thread(), _progress(options, self.count) as tell:
+            picker = Picker(self.constraint(), base, until, tell)
+            for j, gain in zip(*before, strict=True):
+                picker.take(int(j), float(gain))
+            picker.checkpoint = kept
+            runs = [(first, picker)]
+            if second is not None:
+                runs.append((second, Picker(self.constraint(by_cost=False), base, until, None)))
+            try:
+                with job.failures(self.memory):
+                    for state, each in runs:
+                        self._include(state, each)
+                    take_turns(runs, pair, options.search)
+            except DeviceLostError as error:
+                raise DeviceLostError(
+                    f"{error}; {_go_on(kept, len(picker.run.indices))}"
+                ) from error.__cause__
+            finally:
+                if kept is not None:
+                    kept.save(picker.run.indices, picker.run.gains, force=True)
+            _check_inputs(ground, kept)
+        return [each for _, each in runs]
+
+    def _include(self, state: State, picker: Picker) -> None:
+        """The rows that must be there, those that are not."""
+        for j in self.include[len(picker.run.indices) :].tolist():
+            gain = float(state.evaluate(np.array([j])).gains[0])
+            state.add(np.array([j]))
+            picker.take(j, gain)
+
+    def _limits(self, indices: Sequence[int], order: str) -> dict[str, Any] | None:
+        """What was kept to besides k, as JSON values."""
+        out: dict[str, Any] = {}
+        if self.money is not None:
+            out |= {"budget": self.money, "cost": float(self.cost[list(indices)].sum()), "greedy_by": order}
+        if self.quotas:
+            out["quotas"] = [quotas.describe() for quotas in self.quotas]
+        if len(self.include):
+            out["include"] = self.include.tolist()
+        if self.barred:
+            out["near"] = [barred.describe() for barred in self.barred]
+        if self.job.outside is not None:
+            rows = self.job.outside
+            out["given"] = {"rows": len(rows), "sha256": fingerprint(rows)}
+        return out or None
+
+    def _checkpoint(self, instead: Options | None) -> Checkpoint:
+        """Its record names everything that the picks depend on."""
+        path, job = self.job.options.checkpoint, self.job
+        if job.options.maximizer == "stochastic":
+            raise ValueError("checkpoint is for exact maximizers: the samples of 'stochastic' are not kept")
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"checkpoint must be a file name that ends in .npz, got {str(path)!r}")
+        x = job.x
+        parts = [x] if not isinstance(x, Matrix) else [x.dense] if x.dense is not None else list(x.csc)
+        record = {
+            "version": __version__,
+            "data": [fingerprint(part) for part in parts],
+            "k": self.count,
+            "coverage": self.coverage,
+            "given": fingerprint(self.given),
+            "exclude": fingerprint(np.sort(self.exclude)),
+            "objective": job.objective.describe(),
+            "similarity": job.kind.describe(),
+            "options": _recorded(job.options),
+        }
+        if self.money is not None:
+            record |= {"budget": self.money, "cost": fingerprint(self.cost)}
+        if self.quotas:
+            codes = [fingerprint(quotas.labels(job.n).codes) for quotas in self.quotas]
+            record["quotas"] = [{**q.describe(), "rows": c} for q, c in zip(self.quotas, codes, strict=True)]
+        if len(self.include):
+            record["include"] = fingerprint(self.include)
+        if job.outside is not None:
+            record["outside"] = fingerprint(job.outside)
+        return Checkpoint(path, record, instead and {**record, "options": _recorded(instead)})
+
+    def _by_reference(self) -> Selection:
+        """The same call on the float64 oracle; the dense matrices of a large pool are refused."""
+        job, options = self.job, self.job.options
+        if options.maximizer == "stochastic":
+            raise ValueError("backend 'reference' is naive greedy: maximizer 'stochastic' is not for it")
+        x = job.dense()
+
+        def greedy(by_cost: bool) -> reference.Greedy:
+            return reference.greedy(
+                x,
+                self.count,
+                job.objective,
+                job.kind,
+                given=self.given,
+                first=self.include,
+                constraint=self.constraint(by_cost),
+                tie_break=options.tie_break,
+                until=until,
+                outside=job.outside,
+            )
+
+        with self.clock("select"):
+            until = None
+            if self.coverage is not None:
+                problem = reference.Problem(x, job.kind, job.objective, job.outside)
+                until = self.coverage * problem.value(range(job.n))
+            run, order = greedy(True), "gain / cost" if self.money is not None else "gain"
+            if self.money is not None:
+                other = greedy(False)
+                if other.value > run.value:
+                    run, order = other, "gain"
+        return Selection(
+            indices=run.indices,
+            gains=run.gains,
+            value=run.value,
+            base_value=run.base_value,
+            evaluations=job.n * len(run.indices),
+            sweeps=1.0,
+            backend="reference",
+            dtype="float64",
+            seconds=self.clock.seconds,
+            limits=self._limits(run.indices, order),
+            **job.described(),
+        )
+
+
+def _money(wanted: Wanted, n: int) -> tuple[float | None, np.ndarray | None]:
+    if (wanted.budget is None) != (wanted.cost is None):
+        raise ValueError("budget and cost go together: a budget, and what each row takes of it")
+    if wanted.budget is None:
+        return None, None
+    return as_budget(wanted.budget), as_costs(wanted.cost, n)
+
+
+def _as_quotas(value: Any) -> tuple[Quotas, ...]:
+    if value is None:
+        return ()
+    quotas = (
+        (value,)
+        if isinstance(value, Quotas)
+        else tuple(value)
+        if isinstance(value, (list, tuple))
+        else (value,)
+    )
+    for q in quotas:
+        if not isinstance(q, Quotas):
+            raise TypeError(f"quotas must be a smartgpu.Quotas or a list of them, got {type(q).__name__}")
+    if not quotas:
+        raise ValueError("quotas must not be an empty list")
+    return quotas
+
+
+def _recorded(options: Options) -> dict[str, Any]:
+    names = ("maximizer", "tie_break", "precision")
+    return {"backend": resolve(options.backend), **{name: getattr(options, name) for name in names}}
+
+
+def _go_on(kept: Checkpoint | None, picks: int) -> str:
+    """What can be done when a device failed."""
+    if kept is None:
+        return "start a new process (with checkpoint=, the same call would go on from the picks so far)"
+    return f"{picks} picks are kept in {kept.path}: in a new process the same call goes on from them"
+
+
+def _check_inputs(ground: Ground, kept: Checkpoint | None) -> None:
+    """ValueError where the caller changed data that were used in place: no checkpoint of such picks stays."""
+    try:
+        ground.check_inputs()
+    except ValueError:
+        if kept is not None:
+            kept.path.unlink(missing_ok=True)
+        raise
+
+
+class _Clock:
+    """Seconds by phase, added up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def _progress(options: Options, k: int) -> Iterator[Callable | None]:
+    """What is told of every pick: the caller's report, and a bar on stderr where asked for."""
+    report = options.report
+    if not options.progress:
+        yield report
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=k, desc="picks", unit="row", mininterval=0.5) as bar:
+
+        def tell(j: int, gain: float) -> None:
+            bar.update()
+            if bar.n % 64 == 1:
+                bar.set_postfix(gain=f"{gain:.4g}", refresh=False)
+            if report is not None:
+                report(j, gain)
+
+        yield tell
