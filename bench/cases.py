@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ CLUSTERS = 200
 class Case:
     """k rows of an (n, d) pool, cosine.
 
+    tasks      k rows in all, inside so many groups of rows (see task_labels, task_budgets); None: of the whole pool
+    largest    rows of the largest of them
     providers  who runs it; None is everyone who knows the objective
     where      "host": the input is a float32 array; "device": a float16 tensor on the GPU, so that no transfer is timed
     memory     what a selection on the GPU is told that it may take there; None is its default
@@ -47,10 +51,13 @@ class Case:
     memory: str | None = None
     must: float | None = None
     expect: float = 3.0
+    tasks: int | None = None
+    largest: int | None = None
 
     @property
     def name(self) -> str:
         parts = [SHORT[self.objective], self.pool, f"n{self.n}", f"d{self.d}", f"k{self.k}"]
+        parts += [f"t{self.tasks}"] if self.tasks else []
         parts += ["device"] if self.where == "device" else []
         return "_".join(parts + ([self.memory.lower()] if self.memory else []))
 
@@ -65,6 +72,7 @@ class Case:
 
     def describe(self) -> dict[str, Any]:
         names = ("objective", "pool", "n", "d", "k", "similarity", "seed", "where", "memory")
+        names += ("tasks", "largest") if self.tasks else ()
         return {"case": self.name, **{name: getattr(self, name) for name in names}, **self.parameters}
 
 
@@ -124,8 +132,11 @@ def _large(objective: str, n: int, k: int, pool: str = "gaussian", **more: Any) 
 
 FL50 = Case(FL, "alpaca", 50_000, 5_000, providers=(TRITON, *DENSE), where="device")
 MILLION = 1_000_000
+# Stage 2 of SMART, of the shape of a published replication: rows chosen inside each of 309 tasks.
+STAGE2 = _large(FL, 6_266_471, 50_000, d=1024, tasks=309, largest=363_846, must=45.0)
 
-# Of bench/gpu.py, the shortest first: what is measured before the time is over counts. The bars are for one H200.
+# Of bench/gpu.py, the shortest first, and what has no bar last: what is measured before the time is over counts. The
+# bars are for one H200.
 DEVICE_CASES: tuple[Case, ...] = (
     Case(FL, "alpaca", 10_000, 1_000, providers=(TRITON, "torch-naive", "torch-incremental")),
     Case(GC, "alpaca", 10_000, 1_000, providers=(TRITON, "torch-cuda")),
@@ -142,6 +153,7 @@ DEVICE_CASES: tuple[Case, ...] = (
     _large(FL, MILLION, 10_000, memory="40GB", must=11.0),
     _large(FL, MILLION, 100_000, memory="40GB", must=13.0),
     _large(FLQ, 939_000, 50_000, d=768, memory="120GB", must=20.0),
+    STAGE2,
     _large(FL, MILLION, 10_000, "isotropic", memory="80GB", expect=40.0),
 )
 
@@ -152,6 +164,7 @@ REHEARSAL: tuple[Case, ...] = (
     Case(LD, "gaussian", 64, 4, providers=(TRITON, "torch-cuda"), **TINY),
     Case(FL, "gaussian", 96, 6, providers=(TRITON, *DENSE), **TINY),
     Case(FLQ, "isotropic", 96, 6, providers=(TRITON,), **TINY),
+    Case(FL, "gaussian", 120, 12, providers=(TRITON,), tasks=4, largest=60, **TINY),
 )
 
 
@@ -177,6 +190,42 @@ def write_pool(case: Case, path: Path) -> None:
 def quality(case: Case) -> np.ndarray:
     """(n,) float64 in [0, 1), seeded: the made-up quality of each row."""
     return np.random.default_rng([case.seed, 3]).random(case.n)
+
+
+def log_normal_sizes(count: int, total: int, largest: int) -> np.ndarray:
+    """(count,) int64, descending: quantiles, evenly spaced, of a log-normal distribution; largest and sum as given."""
+    z = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
+    low, high = 0.1, 5.0
+    for _ in range(60):
+        sigma = (low + high) / 2
+        shares = np.exp(sigma * (z - z[-1]))
+        low, high = (sigma, high) if largest * shares.sum() > total else (low, sigma)
+    sizes = np.maximum(2, np.round(largest * shares)).astype(np.int64)[::-1].copy()
+    sizes[1] += total - sizes.sum()  # what rounding took or gave
+    return sizes
+
+
+def task_sizes(case: Case) -> np.ndarray:
+    """(tasks,) int64: rows of each task."""
+    return log_normal_sizes(case.tasks, case.n, case.largest)
+
+
+def task_budgets(sizes: np.ndarray, chosen: int) -> np.ndarray:
+    """(tasks,) int64: rows to choose in each, in proportion to its own, at least one, `chosen` in all."""
+    from smartgpu.mixture.rounding import fit, split
+
+    return fit(split(chosen, sizes), np.ones_like(sizes), sizes)
+
+
+def task_labels(case: Case) -> np.ndarray:
+    """(n,) int64, seeded: the task of each row, in no order."""
+    return _labels(case.tasks, case.n, case.largest, case.seed)
+
+
+@functools.cache
+def _labels(tasks: int, n: int, largest: int, seed: int) -> np.ndarray:
+    in_order = np.repeat(np.arange(tasks), log_normal_sizes(tasks, n, largest))
+    return np.random.default_rng([seed, 4]).permutation(in_order)
 
 
 def gaussian(d: int, seed: int) -> tuple[np.ndarray, np.ndarray, str]:

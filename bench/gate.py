@@ -6,9 +6,11 @@ unit rows u_i (0 where a row is zero): s_ij = u_i.u_j <= 1.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from bench.cases import FL, FLQ, GC, LD, Case, quality
+from bench.cases import FL, FLQ, GC, LD, Case, quality, task_budgets, task_labels, task_sizes
 
 BLOCK = 4096
 POSITIONS = 20  # picks that are checked
@@ -195,7 +197,12 @@ def check(
     k different rows; at POSITIONS picks the gain recomputed is the one reported, and at least that of every other
     candidate of a sample; the gains add up to f(S) recomputed. halves: from rows rounded to float16, as the provider
     did. make: who multiplies, Pool or what has its methods. details: value, and the worst of each.
+
+    With tasks every one has its budget, in rows of its own, and gains that add up to its f; the picks of a few, large
+    and small, are checked as above.
     """
+    if case.tasks:
+        return _check_tasks(case, x, picks, gains, halves, make)
     problem = check_shape(case, picks, gains)
     if problem:
         return f"fail: {problem}", {}
@@ -225,11 +232,59 @@ def check(
         if off > 1:
             return f"fail: pick {t} reports gain {gains[t]:.9g}, recomputed {fresh[mine]:.9g}", {}
     f = state.value(picks[at:])
-    error = abs(float(gains.sum()) - f) / abs(f)
-    if error > max(SUM_TOLERANCE, pool.pair):
-        return f"fail: gains add up to {gains.sum():.9g}, f(S) recomputed is {f:.9g}", {}
+    error, problem = _sum_of(gains, f, pool)
+    if problem:
+        return f"fail: {problem}", {}
     details = {"value": f, "steps": len(positions(case)), "behind": behind, "off": off, "sum_error": error}
     return "pass", details
+
+
+def _sum_of(gains: np.ndarray, f: float, pool: Pool) -> tuple[float, str | None]:
+    """(how far the gains' sum is from f(S), relative, what is wrong with it)"""
+    error = abs(float(gains.sum()) - f) / abs(f)
+    if error > max(SUM_TOLERANCE, pool.pair):
+        return error, f"gains add up to {gains.sum():.9g}, f(S) recomputed is {f:.9g}"
+    return error, None
+
+
+def _check_tasks(case: Case, x, picks: np.ndarray, gains: np.ndarray, halves: bool, make) -> tuple[str, dict]:
+    """check() of a case with tasks. Picks are in the tasks' order; details: value is the sum of the tasks' f."""
+    problem = check_shape(case, picks, gains)
+    if problem:
+        return f"fail: {problem}", {}
+    sizes = task_sizes(case)
+    ends = np.cumsum(task_budgets(sizes, case.k))[:-1]
+    rows = np.split(np.argsort(task_labels(case), kind="stable"), np.cumsum(sizes)[:-1])
+    looked, total, worst = looked_at(case), 0.0, {"steps": 0, "behind": 0.0, "off": 0.0, "sum_error": 0.0}
+    for task, (pool, mine, own) in enumerate(
+        zip(rows, np.split(picks, ends), np.split(gains, ends), strict=True)
+    ):
+        strange = np.setdiff1d(mine, pool)
+        if len(strange):
+            return f"fail: row {strange[0]} is among the {len(mine)} picks of task {task}, and not of it", {}
+        place = np.searchsorted(pool, mine)
+        part = replace(case, n=len(pool), k=len(mine), tasks=None)
+        if task in looked:
+            verdict, details = check(part, x[pool], place, own, halves, make)
+            if verdict != "pass":
+                return f"{verdict}, in task {task} of {len(pool)} rows", {}
+        else:
+            unit = make(x[pool], halves, case.objective == LD)
+            f = SPECS[case.objective](part, unit).value(place)
+            error, problem = _sum_of(own, f, unit)
+            if problem:
+                return f"fail: {problem}, in task {task} of {len(pool)} rows", {}
+            details = {"value": f, "sum_error": error}
+        total += details.pop("value")
+        worst["steps"] += details.pop("steps", 0)
+        worst |= {name: max(worst[name], value) for name, value in details.items()}
+    return "pass", {"value": total, "tasks": looked, **worst}
+
+
+def looked_at(case: Case) -> list[int]:
+    """Tasks whose picks are checked: the largest, and a seeded one of each third, from large to small."""
+    rng = np.random.default_rng([case.seed, 5])
+    return sorted({0, *(int(rng.choice(third)) for third in np.array_split(np.arange(case.tasks), 3))})
 
 
 def positions(case: Case) -> list[int]:

@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.cases import FL, FLQ, GC, LD, Case, quality
+from bench.cases import FL, FLQ, GC, LD, Case, quality, task_budgets, task_labels, task_sizes
 
 PRODUCT_ROWS = 256  # of one block of the yardstick: 256 x n float32 is 53 MB at n = 52,002
 SYRK_ROWS = 40_000
 
 
 class Picks(NamedTuple):
-    """What a provider answers: indices (k,), in pick order where it is greedy; gains and notes where it knows them."""
+    """What a provider answers: indices (k,), in pick order where it is greedy; gains and notes where it knows them.
+
+    Of a case with tasks: those of task 0, then those of task 1, ...
+    """
 
     indices: np.ndarray
     gains: np.ndarray | None = None
@@ -74,21 +77,33 @@ def _smartgpu(**options: Any):
         def select(x: np.ndarray, case: Case, k: int) -> Picks:
             told = {"memory": case.memory} if case.memory else {}
             spec, before = specification(case, len(x)), _looks()
-            got = smartgpu.select(x, k, spec, case.similarity, **options, **told)
-            phases = {name: round(1e3 * seconds, 3) for name, seconds in got.seconds.items()}
+            how = {"objective": spec, "similarity": case.similarity, **options, **told}
+            if case.tasks:
+                sizes = task_sizes(case)
+                budgets = dict(enumerate(task_budgets(sizes, k).tolist()))
+                found = smartgpu.select_many(x, task_labels(case), budgets, **how)
+                parts, pairs = [found[task] for task in budgets], np.square(sizes.astype(np.float64))
+            else:
+                parts, pairs = [smartgpu.select(x, k, **how)], np.ones(1)
+            phases = {name: sum(part.seconds.get(name, 0.0) for part in parts) for name in _phases(parts)}
             notes = {
-                "sweeps": round(got.sweeps, 4),
-                "evaluations": int(got.evaluations),
-                "phases_ms": phases,
-                "dtype": got.dtype,
+                "sweeps": round(float(np.average([part.sweeps for part in parts], weights=pairs)), 4),
+                "evaluations": sum(int(part.evaluations) for part in parts),
+                "phases_ms": {name: round(1e3 * seconds, 3) for name, seconds in phases.items()},
+                "dtype": "/".join(sorted({part.dtype for part in parts})),
             }
             if _looks():
                 notes["looks"] = _looks() - before
-            return Picks(got.indices, got.gains, notes)
+            indices = np.concatenate([part.indices for part in parts])
+            return Picks(indices, np.concatenate([part.gains for part in parts]), notes)
 
         return select
 
     return make
+
+
+def _phases(parts: list) -> list[str]:
+    return list(dict.fromkeys(name for part in parts for name in part.seconds))
 
 
 def _looks() -> int:
