@@ -251,7 +251,7 @@ def test_scan_ages_bounds(rng, device):
 def test_raise_level_is_a_column(rng, device, kind):
     x = torch.from_numpy(synthetic(rng, 150, 12)).to(device)
     y = x[:90].clone()
-    form = similarity.Form(kind, gamma=0.1)
+    form = similarity.Form(kind, gamma=0.1 if kind == "rbf" else 0.0)
     level = torch.from_numpy(rng.integers(0, 2**20, 150).astype(np.int32)).to(device)
     column = sweeps.columns(x, y, torch.tensor([41], device=device), form)[0]
     expected = torch.maximum(level, column)
