@@ -116,12 +116,13 @@ class Picker:
 
     def goal(self, order: Order) -> Goal | None:
         """What is left to pick, where that can be said as data."""
-        if self.constraint.goal is None:
+        goal = self.constraint.goal()
+        if goal is None:
             return None
         until = np.inf if self.until is None else self.until - 1e-12 * abs(self.until)
         if self.reached >= until:  # minima are still unmet
             until = np.inf
-        return replace(self.constraint.goal, low=order.low, reached=self.reached, until=until)
+        return replace(goal, low=order.low, reached=self.reached, until=until)
 
     def take(self, j: int, gain: float) -> None:
         self.constraint.take(j)

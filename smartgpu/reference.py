@@ -221,10 +221,11 @@ def greedy(
         plain = problem.gains(chosen)
         every = np.where(open_, plain if constraint is None else constraint.rate(plain), -np.inf)
         ties = np.flatnonzero(every == every.max())
-        j = first.pop(0) if first else int(ties[0] if tie_break == "low" else ties[-1])
+        forced = bool(first)
+        j = first.pop(0) if forced else int(ties[0] if tie_break == "low" else ties[-1])
         if not np.isfinite(plain[j]):
             raise ValueError(f"{objective.name} is -infinity for every further pick after {len(chosen)}")
-        if constraint is not None and constraint.may_stop and plain[j] < 0 and len(indices) >= len(first):
+        if constraint is not None and constraint.may_stop and plain[j] < 0 and not forced:
             break
         others = np.delete(every, j)
         indices.append(j)

@@ -2,6 +2,6 @@
 
 from smartgpu.constraints.base import Constraint, Found, Goal
 from smartgpu.constraints.knapsack import Purse, as_budget, as_costs
-from smartgpu.constraints.quotas import Quotas, Tree
+from smartgpu.constraints.quotas import Quotas, Tree, contradiction
 
-__all__ = ["Constraint", "Found", "Goal", "Purse", "Quotas", "Tree", "as_budget", "as_costs"]
+__all__ = ["Constraint", "Found", "Goal", "Purse", "Quotas", "Tree", "as_budget", "as_costs", "contradiction"]

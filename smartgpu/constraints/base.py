@@ -90,10 +90,9 @@ class Constraint:
         """Nothing but k and open rows: what no pick closes."""
         return self.purse is None and self.tree is None
 
-    @property
     def goal(self) -> Goal | None:
-        """The same as data; None for what a device cannot keep to: fractions of a budget, nested quotas, minima that
-        have to be paid.
+        """What is left to pick, as data; None for what a device cannot keep to: fractions of a budget, nested quotas,
+        minima that have to be paid.
         """
         goal = Goal(self.open, self.k - self.taken)
         if self.purse is not None:
@@ -101,9 +100,10 @@ class Constraint:
                 return None
             goal = replace(goal, cost=self.purse.cost, left=self.purse.left, rate=self.divisor)
         if self.tree is not None:
-            if self.tree.flat() is None:
+            quotas = self.tree.flat()
+            if quotas is None:
                 return None
-            goal = replace(goal, quotas=self.tree.flat())
+            goal = replace(goal, quotas=quotas)
         return goal
 
     @property

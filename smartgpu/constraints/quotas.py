@@ -215,7 +215,7 @@ class Tree:
                 if total > purse.left:
                     break
             raise ValueError(
-                _contradiction(*enough, f"budget = {purse.budget}: their cheapest rows cost {total}")
+                contradiction(*enough, f"budget = {purse.budget}: their cheapest rows cost {total}")
             )
 
     def _cheapest(self, purse: Purse, open_: np.ndarray) -> dict[int, np.ndarray]:
@@ -230,16 +230,16 @@ class Tree:
         """ValueError where the minima of these nodes, or of those inside them, cannot be met."""
         if depth == 0:
             if self.need[0] > k:
-                raise ValueError(_contradiction(*self._largest(self.depths[1], 0, k), f"k = {k}"))
+                raise ValueError(contradiction(*self._largest(self.depths[1], 0, k), f"k = {k}"))
             return
         level = self.levels[depth - 1]
         for node in nodes[self.low[nodes] > np.minimum(capacity[nodes], self.limit[nodes])]:
             i = int(node - nodes[0])
             if self.low[node] > self.limit[node]:
-                raise ValueError(_contradiction(level.said["low", i], level.said["high", i]))
+                raise ValueError(contradiction(level.said["low", i], level.said["high", i]))
             if capacity[node] == self.have[node]:
                 raise ValueError(
-                    _contradiction(
+                    contradiction(
                         level.said["low", i],
                         f"the {self.have[node]} rows of {level.names[i]!r} that are open",
                     )
@@ -247,11 +247,11 @@ class Tree:
             within = [
                 self._stated("high", m) for m in self._children(depth, node) if self.limit[m] < self.have[m]
             ]
-            raise ValueError(_contradiction(level.said["low", i], *within))
+            raise ValueError(contradiction(level.said["low", i], *within))
         for node in nodes[self.need[nodes] > self.limit[nodes]]:
             most = int(self.limit[node])
             raise ValueError(
-                _contradiction(
+                contradiction(
                     *self._largest(self.depths[depth + 1], node, most),
                     level.said["high", int(node - nodes[0])],
                 )
@@ -279,7 +279,7 @@ class Tree:
             elif depth + 1 < len(self.depths):
                 stack += self._children(depth, node)[::-1].tolist()
         shown = held[:8] + [f"{len(held) - 8} more such limits"] * (len(held) > 8)
-        return _contradiction(*shown, f"k = {k}: these allow {most} rows at most")
+        return contradiction(*shown, f"k = {k}: these allow {most} rows at most")
 
     def _stated(self, side: str, node: int) -> str:
         for level, nodes in zip(self.levels, self.depths[1:], strict=True):
@@ -289,7 +289,8 @@ class Tree:
         return "everything"
 
 
-def _contradiction(*limits: str) -> str:
+def contradiction(*limits: str) -> str:
+    """The message for limits that no rows can meet together."""
     return f"these limits contradict each other: {'; '.join(limits)}"
 
 

@@ -210,6 +210,7 @@ class FacilityLocationState:
         if self.cheap is None and self.sparse is None and self._fits():
             self._build()
         if self.cheap is None or self.sparse is not None:
+            self.renewed = False
             return self.gains(), True
         self.bounded = self.picks
         return self.cheap(self.backend.level_values(self.level)) * self.scale, False
@@ -276,10 +277,13 @@ class FacilityLocationState:
             raise Pause
 
     def _build(self) -> bool:
-        """Store the survivors. False where they turn out not to fit."""
-        self.sparse = self.backend.survivors(self._unfinished(), self.weights, self.cap)
-        self.compacted = self.picks
-        return self.sparse is not None
+        """Store the survivors, for a selection that shares them as well. False where they turn out not to fit."""
+        level = self._unfinished() if self.pair is None else self.pair.level()
+        found = self.backend.survivors(level, self.weights, self.cap)
+        for state in [self] if self.pair is None else self.pair.states:
+            state.sparse, state.compacted = found, state.picks
+            state.renewed = state is not self and found is not None
+        return found is not None
 
     def _fits(self, level: Any = None) -> bool:
         if self._all_fit():
@@ -332,19 +336,23 @@ class Shared:
         for state in states:
             state.pair = self
 
+    def level(self) -> Any:
+        """The lower of both levels."""
+        backend = self.states[0].backend
+        return backend.level_from(
+            np.minimum(*(backend.level_values(state._unfinished()) for state in self.states))
+        )
+
     def meet(self) -> None:
         """Store the survivors, or drop those that neither needs."""
-        one, two = self.states
-        backend = one.backend
-        levels = (backend.level_values(state._unfinished()) for state in self.states)
-        level = backend.level_from(np.minimum(*levels))
+        one, level = self.states[0], self.level()
         if one.sparse is not None:
             one.sparse.compact(level)
+            for state in self.states:
+                state.compacted = state.picks
         elif one._fits(level):
-            one.sparse = two.sparse = backend.survivors(level, one.weights, one.cap)
+            one.renewed = one._build()
         for state in self.states:
-            state.compacted = state.picks
-            state.renewed = state.sparse is not None
             state.next_check = max(state.next_check, 2 * state.spent)
 
     def end(self, state: FacilityLocationState) -> None:
