@@ -146,7 +146,15 @@ MAY_IMPORT = (
     # opened by name only: nothing that `import smartgpu` loads imports these
     *(
         (f"smartgpu/backends/{name}.py", {"smartgpu", "numpy", "torch"})
-        for name in ("triton", "device", "device_footprint", "entries", "resident", "streaming")
+        for name in (
+            "triton",
+            "device",
+            "device_footprint",
+            "device_linear",
+            "entries",
+            "resident",
+            "streaming",
+        )
     ),
     ("smartgpu/**/*.py", {"smartgpu", "numpy"}),
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip

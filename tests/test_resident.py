@@ -12,10 +12,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, Quotas, select
-from smartgpu.backends import device as devices
-from smartgpu.backends import resident
+from smartgpu.backends import device_linear, resident
 from smartgpu.backends.triton import TritonBackend
-from smartgpu.kernels import launch, similarity, sweeps
+from smartgpu.kernels import launch, similarity, sweeps, volume
 from smartgpu.kernels import resident as kernels
 from smartgpu.maximize import Order
 from smartgpu.objectives.log_det_remote import RemoteWoodburyLogDet
@@ -35,7 +34,7 @@ def dense_only(monkeypatch):
 def by_steps(monkeypatch):
     """The specification: no backend has a loop of its own."""
     monkeypatch.delattr(TritonBackend, "loop")
-    monkeypatch.delattr(devices.LinearFeatures, "loop")
+    monkeypatch.delattr(device_linear.LinearFeatures, "loop")
     monkeypatch.setattr(RemoteWoodburyLogDet, "resident", lambda self, goal: None)
 
 
@@ -291,11 +290,11 @@ def jobs(target):
         x = torch.zeros((n, d), dtype=dtype)
         name = str(dtype).removeprefix("torch.")
         last = torch.zeros(1, dtype=torch.float64)
-        volume = kernels.Volume(x, per_row, last, torch.zeros((d + 1, d + 1), dtype=torch.float64))
-        parts = volume.parts(full.slots)
-        add(f"quadratic {name}", lambda volume=volume, parts=parts: volume.evaluate(full, parts))
-        add(f"commit volume {name}", lambda volume=volume: volume.commit(full))
-        add(f"lower_all {name}", lambda volume=volume: volume.lower_all(full, per_row))
+        falls = volume.Volume(x, per_row, last, torch.zeros((d + 1, d + 1), dtype=torch.float64))
+        parts = falls.parts(full.slots)
+        add(f"quadratic {name}", lambda falls=falls, parts=parts: falls.evaluate(full, parts))
+        add(f"commit volume {name}", lambda falls=falls: falls.commit(full))
+        add(f"lower_all {name}", lambda falls=falls: falls.lower_all(full, per_row))
         v = torch.zeros(d, dtype=torch.float64)
         add(f"commit cut {name}", lambda x=x, v=v: kernels.commit_cut(full, x, v, v, v, v[:2]))
     add("decide log", lambda: full.decide(parts, "log"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu.backends import device
+from smartgpu.backends import device, device_linear
 from smartgpu.backends.footprint import Entries
 from smartgpu.similarity import Dot, Matrix, Similarity
 
@@ -162,7 +162,7 @@ class DeviceFootprint:
     def factoring(self, n: int, k: int, picks: int, entries: Entries | None) -> int:
         """Features of some rows and of the picks in float64, and their similarities on the way."""
         rows, first = min(n, REFRESHED), min(n, DIAGONAL)
-        most, together = min(k, picks), min(n, device.factor_step(self.d))
+        most, together = min(k, picks), min(n, device_linear.factor_step(self.d))
         pairs = max(most * together, first * first)
         work = (40 if self.d else 20) * pairs + 24 * (max(together, first) + max(most, first)) * self.d
         work += 72 * rows + 40 * n

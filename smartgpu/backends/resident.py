@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from smartgpu.constraints import Found, Goal
-from smartgpu.kernels import linear, resident, sweeps, walk
+from smartgpu.kernels import linear, resident, sweeps, volume, walk
 
 STEPS = 128  # between two looks, where steps are short
 CHUNK = 8  # steps of one graph
@@ -244,7 +244,7 @@ class Volumes(Loop):
         last = (
             None if span.last is None else torch.tensor([span.last], dtype=torch.float64, device=self.device)
         )
-        self.volume = resident.Volume(x, span.factors, last, self._put(q).clone())
+        self.volume = volume.Volume(x, span.factors, last, self._put(q).clone())
         self.parts = self.volume.parts(self.search.slots)
         self.lazy, self.eager = (Replay(s, self.search, CHUNK) for s in (self._step, self._eager))
         self.renewed = True  # bounds were, just before the next steps

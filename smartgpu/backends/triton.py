@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smartgpu.backends import QUANTUM, device, resident, streaming
+from smartgpu.backends import QUANTUM, device, device_linear, resident, streaming
 from smartgpu.backends.device_footprint import SAMPLE, DeviceFootprint
 from smartgpu.backends.entries import Dense, Stored
 from smartgpu.backends.footprint import Entries
@@ -218,12 +218,12 @@ class TritonBackend:
         return streaming.streamed(pool, device.open_device(x, rows))
 
     @staticmethod
-    def features(pool: device.Pool, x: torch.Tensor, **how) -> device.LinearFeatures:
-        return device.LinearFeatures(pool, x)
+    def features(pool: device.Pool, x: torch.Tensor, **how) -> device_linear.LinearFeatures:
+        return device_linear.LinearFeatures(pool, x)
 
     @staticmethod
-    def wide(pool: device.Pool, **how) -> device.Wide:
-        return device.Wide(pool)
+    def wide(pool: device.Pool, **how) -> device_linear.Wide:
+        return device_linear.Wide(pool)
 
     def __init__(
         self,
@@ -372,9 +372,9 @@ class TritonBackend:
         self.pairs += len(a) * len(b)
         return self.source.block_sums(self._index(a), self._index(b)).cpu().numpy()
 
-    def factor(self, count: int) -> device.Factor:
+    def factor(self, count: int) -> device_linear.Factor:
         """Rows of a Cholesky factor of this matrix, which is given."""
-        return device.Factor(self._similarities, count, 0, self.device)
+        return device_linear.Factor(self._similarities, count, 0, self.device)
 
     def _similarities(self, a: np.ndarray, b: np.ndarray) -> torch.Tensor:
         self.pairs += len(a) * len(b)
