@@ -55,7 +55,10 @@ class Constraint:
     open      (n,) bool: rows that may be picked now. take(j) closes j and whatever else it makes impossible
     by_cost   candidates are compared by gain / cost instead of by gain
     reach     k rows must be possible within the quotas
+    stops     within a budget, picks end before a gain below 0; may be turned off before the first of them
     """
+
+    stops = True
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class Constraint:
         """
         goal = Goal(self.open, self.k - self.taken)
         if self.purse is not None:
-            if not self.purse.whole or self.unmet:
+            if not self.purse.whole or self.unmet or not self.stops:
                 return None
             goal = replace(goal, cost=self.purse.cost, left=self.purse.left, rate=self.divisor)
         if self.tree is not None:
@@ -120,7 +123,7 @@ class Constraint:
     @property
     def may_stop(self) -> bool:
         """Whether gains below 0 may be left out: within a budget, where no minimum is unmet."""
-        return self.purse is not None and not self.unmet
+        return self.stops and self.purse is not None and not self.unmet
 
     def rate(self, gains: np.ndarray, cols: np.ndarray | None = None) -> np.ndarray:
         """What candidates (all, or cols) with these gains are compared by; -inf for those that are closed.
@@ -133,6 +136,12 @@ class Constraint:
         if cols is not None:
             open_, divisor = open_[cols], None if divisor is None else divisor[cols]
         return np.where(open_, gains if divisor is None else gains / divisor, -np.inf)
+
+    def least_divisor(self) -> float:
+        """The least that rate() divides by: gains that are higher by r have rates that are so by r over it at most."""
+        if self.divisor is None:
+            return 1.0
+        return float(np.min(self.divisor, where=self.open, initial=np.inf))
 
     def take(self, j: int) -> None:
         self.open[j] = False

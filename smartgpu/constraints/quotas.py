@@ -289,6 +289,19 @@ class Tree:
         return "everything"
 
 
+def as_quotas(value: Any) -> tuple[Quotas, ...]:
+    """Quotas, a list of them, or None, as a tuple. Raises TypeError, ValueError for anything else."""
+    if value is None:
+        return ()
+    quotas = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    for each in quotas:
+        if not isinstance(each, Quotas):
+            raise TypeError(f"quotas must be a smartgpu.Quotas or a list of them, got {type(each).__name__}")
+    if not quotas:
+        raise ValueError("quotas must not be an empty list")
+    return quotas
+
+
 def contradiction(*limits: str) -> str:
     """The message for limits that no rows can meet together."""
     return f"these limits contradict each other: {'; '.join(limits)}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,21 @@ import numpy as np
 from smartgpu.arrays import as_count, as_similarity_matrix
 from smartgpu.backends import resolve
 from smartgpu.checkpoint import fingerprint
+from smartgpu.constraints import Purse, Quotas, as_budget, as_costs, as_quotas, contradiction
 from smartgpu.job import Job, versions
-from smartgpu.labels import Label, as_labels
-from smartgpu.many import check_done, check_groups, select_groups
+from smartgpu.labels import Label, Labels, as_labels
+from smartgpu.many import bar_groups, check_groups
+from smartgpu.mixture.balance import Balance
+from smartgpu.mixture.cells import Cell, Cells, Rooms, Share, Units
+from smartgpu.mixture.choosing import Chooser
 from smartgpu.mixture.limits import Limits, check_choice, named_tasks
 from smartgpu.mixture.ranking import rank, task_means, task_pool
 from smartgpu.mixture.result import Mixture, Task
-from smartgpu.mixture.rounding import check_temperature, fit, split, split_templates, taylor_softmax
+from smartgpu.mixture.rounding import check_temperature, fit, split, taylor_softmax
+from smartgpu.near import RowSets
 from smartgpu.objectives import Modular, Objective, as_objective
 from smartgpu.options import make_options
+from smartgpu.parts import check_quotas
 from smartgpu.selection import Selection
 from smartgpu.similarity import Matrix, Similarity, choose
 
@@ -29,8 +36,6 @@ METHODS = ("smart", "proportional", "equal", "random", "temperature")
 ORDERS = ("shuffled", "rank")
 SEED = 23  # of the published shuffle
 RANKING = "ranking"  # the key of stage 1 for report and done
-
-Cell = tuple[int, Label | None]  # (task number, template)
 
 
 def mix(
@@ -40,6 +45,8 @@ def mix(
     n_rows: int | float | None = None,
     templates: Any = None,
     *,
+    budget: float | None = None,
+    cost: Any = None,
     method: str = "smart",
     task_embeddings: Any = None,
     task_similarity: Any = "cosine",
@@ -51,6 +58,10 @@ def mix(
     drop: Any = None,
     min_rows: int | Mapping[Label, int] | None = None,
     max_rows: int | Mapping[Label, int] | None = None,
+    quotas: Any = None,
+    given: Any = None,
+    include_rows: Any = None,
+    exclude: Any = None,
     order: str = "shuffled",
     full_order: bool = False,
     seed: int = SEED,
@@ -59,7 +70,7 @@ def mix(
     done: Mapping[Any, Selection] | None = None,
     **options: Any,
 ) -> Mixture:
-    """A mixture of tasks by SMART: n_tasks tasks, and n_rows rows shared among them.
+    """A mixture of tasks by SMART: n_tasks tasks, and n_rows rows (or a budget of tokens) shared among them.
 
     X           (n, d) embeddings of the prompts, as for select()
     tasks       n labels, one per row: all ints or all strings, in any order; tasks are numbered by first appearance
@@ -67,11 +78,16 @@ def mix(
     n_rows      rows to choose: an int is a count, a float in (0, 1] a share of n
     templates   n labels or None, one per row: how a row is worded. A task's budget is split over them (see
                 split_templates), and rows are chosen inside each
+    budget      instead of n_rows: what all rows may cost together, in the units of `cost`; never exceeded. It is shared
+                among tasks and templates as rows are, each up to what its rows cost, and each share is a budget of
+                select(). What whole rows leave over is offered again, one row a task in the order of selection, round
+                after round, until it pays for none
+    cost        (n,) numbers > 0, what each row takes of the budget: tokens, for example
     method      how tasks and budgets are chosen:
                 "smart": tasks by greedy selection, budgets by a Taylor softmax of their gains (see budgets)
                 "random": tasks drawn at random, equal budgets
                 "equal", "proportional", "temperature": tasks as in "smart" where n_tasks leaves some out, budgets
-                equal, proportional to the tasks' sizes, or to size^(1 / temperature)
+                equal, proportional to the tasks' sizes, or to size^(1 / temperature); of a budget what their rows cost
     task_embeddings   one row per task, in the order of first appearance, or {task: vector}; None is the mean of the
                 task's rows of X, not normalised again
     task_similarity   between tasks: a kind such as "cosine", or the matrix itself, tasks x tasks
@@ -81,26 +97,36 @@ def mix(
     similarity  between rows
     include, drop     tasks that are chosen whatever they add, and come first; tasks that are left out, as if not there
     min_rows, max_rows  rows that a chosen task gives: a number for all, or {task: number}. A task without that many
-                rows gives those it has, unless min_rows names it
+                rows gives those it has, unless min_rows names it. Not with a budget, whose shares are no rows
+    quotas      a smartgpu.Quotas of one field over the rows of X: how many rows of each of its groups the mixture
+                holds. Shares are of n_rows. Tasks give as many rows as without: where a group has too many or too few,
+                some cells are selected from again, with other numbers of its groups (docs/mixtures.md). Within a
+                budget, whose shares tasks keep, too: in counts, as there is no n_rows
+    given, include_rows, exclude   given, include and exclude of select(): rows that are there already, that must be
+                chosen, that may not be. The tasks of include_rows are chosen whatever they add, after those of
+                `include`; what a task can give are the rows that are left
     order       "shuffled": by `seed`, the permutation of HF datasets' shuffle(); "rank": tasks as they were selected,
                 each with its best rows first
     full_order  order all rows of the chosen tasks, not only those that are taken: see Task.selections. The rows taken
                 are the same
     seed        of the shuffle, of random tasks and random rows
     report      called with ("ranking", Selection) when tasks are selected, and ((task, template), Selection) when the
-                rows of one are (template is None without templates), from one thread at a time
+                rows of one are (template is None without templates), from one thread at a time; where quotas made it
+                select again, also with ((task, template, "quotas"), Selection)
     done        what report was called with, as a mapping: that work is not done again
     options     fields of smartgpu.Options, as for select(), but for checkpoint and plan. Stage 1 runs on the CPU: there
                 are few tasks
 
     Returns a Mixture: .tasks, one record per chosen task, and .indices (n_rows,) int64 pool rows. Raises ValueError,
-    TypeError naming the argument before any work, for limits that contradict each other with the smallest set of them.
+    TypeError naming the argument before any work, for limits that contradict each other with the smallest set of them;
+    after tasks are selected where these, with their shares, cannot keep to the quotas.
     Source: arXiv 2403.08370, the steps and rounding of its published code (docs/smart.md).
     """
     mixer = Mixer(
         X,
         tasks,
         templates,
+        cost=cost,
         method=method,
         task_embeddings=task_embeddings,
         task_similarity=task_similarity,
@@ -112,38 +138,27 @@ def mix(
         drop=drop,
         min_rows=min_rows,
         max_rows=max_rows,
+        quotas=quotas,
+        given=given,
+        include_rows=include_rows,
+        exclude=exclude,
         order=order,
         full_order=full_order,
         seed=seed,
         backend=backend,
         **options,
     )
-    count, total = mixer.check_size(n_tasks, n_rows)
+    count, total = mixer.check_size(n_tasks, n_rows, budget)
     done = done or {}
     shares = mixer.share(mixer.rank(count, done, report), total)
-    found = mixer.choose({cell: b for share in shares for cell, b in share.cells.items()}, done, report)
-    return mixer.assemble(shares, found)
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one chosen task gives: `templates` is {None: budget} where there are none."""
-
-    number: int
-    gain: float
-    weight: float
-    budget: int
-    before: int
-    templates: dict[Label | None, int]
-
-    @property
-    def cells(self) -> dict[Cell, int]:
-        """Rows to choose for each (task number, template) that gives some."""
-        return {(self.number, name): b for name, b in self.templates.items() if b}
+    return mixer.assemble(shares, mixer.chooser.choose_all(shares, done, report))
 
 
 class Mixer:
-    """The checked arguments of a mixture, and its steps. Tasks are numbered without those that are dropped."""
+    """The checked arguments of a mixture, and its steps. Tasks are numbered without those that are dropped.
+
+    Amounts are rows, or units of cost once check_amount() was told of a budget.
+    """
 
     def __init__(
         self,
@@ -151,6 +166,7 @@ class Mixer:
         tasks: Any,
         templates: Any = None,
         *,
+        cost: Any = None,
         method: str = "smart",
         task_embeddings: Any = None,
         task_similarity: Any = "cosine",
@@ -162,6 +178,10 @@ class Mixer:
         drop: Any = None,
         min_rows: Any = None,
         max_rows: Any = None,
+        quotas: Any = None,
+        given: Any = None,
+        include_rows: Any = None,
+        exclude: Any = None,
         order: str = "shuffled",
         full_order: bool = False,
         seed: int = SEED,
@@ -187,11 +207,18 @@ class Mixer:
         self.kept = np.setdiff1d(np.arange(len(labels.names)), dropped)
         self.dropped = len(dropped)
         self.names = tuple(labels.names[i] for i in self.kept)
-        self.include = np.searchsorted(self.kept, wanted)
         rows = labels.rows()
         self.rows = [rows[i] for i in self.kept]
         self.sizes = np.array([len(some) for some in self.rows])
-        self.limits = Limits.of(self.names, self.sizes, min_rows, max_rows)
+        self.cost = None if cost is None else as_costs(cost, self.job.n)
+        self.quotas = _one_field(quotas, self.job.n)
+        self.cells = Cells(self.rows, self.templates)
+        self.sets, elsewhere, near = RowSets.of(self.job.n, given, include_rows, exclude, "include_rows")
+        self._include(wanted, labels)
+        self.min_rows, self.max_rows = min_rows, max_rows
+        self.job = self.job.beside(elsewhere, [each.rows for each in near])
+        self.cut = bar_groups(self.job, X, self.cells.rows, self.sets, near, self.cost)
+        self.money: float | None = None
         self.objective = as_objective(task_objective)
         self.pool, self.kind = task_pool(task_embeddings, task_similarity, labels.names)
         if self.pool is None and self.kind.name == "precomputed":
@@ -200,6 +227,14 @@ class Mixer:
         if self.full_order and how.maximizer == "stochastic":
             raise ValueError(
                 "full_order needs an exact maximizer: the first rows of a stochastic order are no selection"
+            )
+        if self.full_order and how.polish is not None:
+            raise ValueError(
+                "full_order cannot be combined with polish: the first rows of an order are not polished"
+            )
+        if self.full_order and self.quotas is not None:
+            raise ValueError(
+                "full_order cannot be combined with quotas: the first rows of an order need not meet them"
             )
         if self.full_order and self.job.objective.counted:
             raise ValueError(
@@ -215,10 +250,22 @@ class Mixer:
             "row_objective": {"name": "random"} if at_random else self.job.objective.describe(),
             "similarity": self.job.kind.describe(),
             "temperature": self.temperature,
-            "include": [self.names[i] for i in self.include],
+            "include": [labels.names[i] for i in wanted],
             "drop": [labels.names[i] for i in dropped],
             "min_rows": _plain(min_rows),
             "max_rows": _plain(max_rows),
+            "cost": None if self.cost is None else fingerprint(self.cost),
+            "quotas": None if self.quotas is None else self.quotas.describe(),
+            **{
+                name: fingerprint(some) if len(some) else None
+                for name, some in (
+                    ("given", self.sets.given),
+                    ("include_rows", self.sets.include),
+                    ("exclude", self.sets.exclude),
+                )
+            },
+            "given_from": None if elsewhere is None else fingerprint(elsewhere),
+            "near": [{"above": each.above, "sha256": fingerprint(each.rows)} for each in near],
             "order": order,
             "full_order": self.full_order,
             **how.to_dict(),
@@ -228,6 +275,41 @@ class Mixer:
             precomputed = self.kind.name == "precomputed"
             self.pool = self.pool[np.ix_(self.kept, self.kept)] if precomputed else self.pool[self.kept]
         self.seconds: dict[str, float] = {}
+
+    def _include(self, wanted: list[int], labels: Labels) -> None:
+        """The tasks that are chosen in any case: those that are named, then those of included rows."""
+        inside = np.unique(labels.codes[self.sets.include])
+        gone = np.setdiff1d(inside, self.kept)
+        if len(gone):
+            row = int(self.sets.include[labels.codes[self.sets.include] == gone[0]][0])
+            raise ValueError(
+                contradiction(f"include_rows, row {row}", f"drop {labels.names[gone[0]]!r}, its task")
+            )
+        every = [*wanted, *np.setdiff1d(inside, wanted).tolist()]
+        self.include = np.searchsorted(self.kept, np.array(every, np.int64))
+        self.included_by = "include, which names" if len(every) == len(wanted) else "include_rows, in"
+        if wanted and len(every) > len(wanted):
+            self.included_by = "include and include_rows, in"
+
+    def _count_in(self, units: Units) -> None:
+        """Measure what each cell, and each task, can give and must."""
+        parts = [self.cut.part(g) for g in range(len(self.cells.rows))]
+        there = [part.rows[part.open] for part in parts]
+        must = [part.rows[part.sets.include] for part in parts]
+        self.units = units
+        self.chooser = Chooser(
+            **{name: getattr(self, name) for name in ("job", "X", "names", "cells", "cut", "units", "money")},
+            full_order=self.full_order,
+            timed=self._timed,
+        )
+        self.rooms = rooms = Rooms(
+            self.cells,
+            np.array([units.size(rows) for rows in there]),
+            np.array([units.amount(rows) for rows in must], np.int64),
+            np.array([units.amount(rows) for rows in there], np.int64),
+        )
+        high, low = rooms.by_task(rooms.high), rooms.by_task(rooms.low)
+        self.limits = Limits.of(self.names, high, low, self.min_rows, self.max_rows)
 
     def _check_objective(self, count: int) -> None:
         """ValueError where the objective over tasks does not fit them."""
@@ -239,15 +321,21 @@ class Mixer:
             tasks = np.broadcast_to(np.float32(0), (count, self.job.x.shape[1]))
         self.objective.check(tasks, self.kind)
 
-    def check_size(self, n_tasks: Any, n_rows: Any) -> tuple[int, int]:
-        """(tasks, rows) to choose. ValueError where no choice of tasks can give that many rows."""
-        count, total = self.check_tasks(n_tasks), self.check_rows(n_rows)
-        self.limits.check(total, count, self.include)
-        self.described |= {"n_tasks": count, "n_rows": total}
+    def check_size(self, n_tasks: Any, n_rows: Any, budget: Any = None) -> tuple[int, int]:
+        """(tasks, amount) to choose. ValueError where no choice of tasks can give that much."""
+        count, total = self.check_tasks(n_tasks), self.check_amount(n_rows, budget)
+        if self.money is None:
+            self.limits.check(total, count, self.include)
+        if self.quotas is not None:
+            balance = self.chooser.balance = Balance(self.quotas, self.job.n, None if self.money else total)
+            sets = dataclasses.replace(self.sets, exclude=self._closed())
+            purse = Purse(self.cost, self.money) if self.money else None
+            balance.check(self.job.n, np.concatenate(self.rows), sets, purse)
+        self.described |= {"n_tasks": count, "n_rows": None if self.money else total, "budget": self.money}
         return count, total
 
     def check_tasks(self, n_tasks: Any) -> int:
-        count = check_choice(self.include.tolist(), [], n_tasks, self.names, self.dropped)
+        count = check_choice(self.include.tolist(), [], n_tasks, self.names, self.dropped, self.included_by)
         if self.selects(count) and self.pool is None and isinstance(self.job.x, Matrix):
             raise ValueError(
                 "task_embeddings or a matrix as task_similarity is missing: X holds similarities, no rows to embed by"
@@ -258,10 +346,59 @@ class Mixer:
         """Whether tasks are selected, rather than drawn or all taken."""
         return self.method == "smart" or (self.method != "random" and count < len(self.names))
 
-    def check_rows(self, n_rows: Any) -> int:
-        if n_rows is None:
-            raise ValueError("n_rows is missing: give the rows of the mixture, or a share of the pool's")
-        return as_count(n_rows, self.job.n, "n_rows")
+    def check_amount(self, n_rows: Any, budget: Any) -> int:
+        """The rows to choose; of a budget its units, which the tasks are counted in from here on."""
+        if (budget is None) != (self.cost is None):
+            raise ValueError("budget and cost go together: a budget, and what each row takes of it")
+        if budget is None:
+            if n_rows is None:
+                raise ValueError(
+                    "n_rows is missing: give the rows of the mixture, a share of the pool's, or budget= and cost="
+                )
+            self._count_in(Units())
+            return as_count(n_rows, self.job.n, "n_rows")
+        if n_rows is not None:
+            raise ValueError("n_rows and budget cannot be combined: tasks share rows, or what rows cost")
+        for name, value, why in (
+            (
+                "min_rows",
+                self.min_rows,
+                "how many rows a task's share of it pays for is known only in the end",
+            ),
+            (
+                "max_rows",
+                self.max_rows,
+                "how many rows a task's share of it pays for is known only in the end",
+            ),
+            ("full_order", self.full_order or None, "what it pays for is no prefix of an order"),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} cannot be combined with budget: {why}")
+        self.money = as_budget(budget)
+        self._count_in(Units.of(self.cost, self.money, len(self.rows)))
+        total = int(self.money // self.units.unit)
+        left = np.setdiff1d(np.concatenate(self.rows), np.concatenate([self.sets.given, self._closed()]))
+        if not len(left):
+            raise ValueError("nothing is left to choose: given and exclude hold all rows")
+        if self.cost[left].min() > self.money:
+            raise ValueError(
+                f"budget must be at least {self.cost[left].min()}, the cost of the cheapest row, got {self.money}"
+            )
+        if int(self.rooms.low.sum()) > total:
+            must = math.fsum(self.cost[self.sets.include])
+            raise ValueError(
+                contradiction(f"include_rows, whose rows cost {must:g}", f"budget = {self.money:g}")
+            )
+        return total
+
+    def _closed(self) -> np.ndarray:
+        """Rows of the pool that may not be chosen."""
+        return np.concatenate(
+            [
+                np.empty(0, np.int64),
+                *(rows[s.exclude] for rows, s in zip(self.cut.groups, self.cut.sets, strict=True)),
+            ]
+        )
 
     def rank(self, count: int, done: Mapping, report: Callable | None) -> Selection | np.ndarray:
         """The chosen tasks in order: greedy, with their gains; or numbers alone where nothing is selected."""
@@ -303,12 +440,19 @@ class Mixer:
         return ranking.prefix(count) if count < ranking.k else ranking
 
     def share(self, ranking: Selection | np.ndarray, total: int) -> list[Share]:
-        """Weights, and rows of each task and template. ValueError where the limits of these tasks do not allow any."""
+        """Weights, and amounts of each task and template. ValueError where these tasks' limits do not allow any."""
         ranked = isinstance(ranking, Selection)
         tasks = ranking.indices if ranked else ranking
         gains = ranking.gains if ranked else np.ones(len(tasks))
-        self.limits.check(total, len(tasks), tasks)
-        sizes = self.sizes[tasks]
+        if self.money is None:
+            self.limits.check(total, len(tasks), tasks)
+        else:
+            total = min(total, int(self.limits.high[tasks].sum()))
+            if total == 0:
+                raise ValueError(
+                    "nothing is left to choose in the chosen tasks: given and exclude hold all their rows"
+                )
+        sizes = self.rooms.by_task(self.rooms.size)[tasks]
         if self.method in ("smart", "random"):
             weights = taylor_softmax(gains, self.temperature)
         else:
@@ -319,11 +463,10 @@ class Mixer:
         shares = []
         for at, task in enumerate(tasks.tolist()):
             budget = int(after[at])
-            templates = (
-                {None: budget} if self.templates is None else split_templates(budget, self._counts(task))
-            )
             weight = float(weights[at] / weights.sum())
+            templates = self.rooms.templates(task, budget)
             shares.append(Share(task, float(gains[at]), weight, budget, int(before[at]), templates))
+        self.chooser.check(shares)
         return shares
 
     def share_most(self, ranking: Selection | np.ndarray, total: int) -> list[Share]:
@@ -331,42 +474,16 @@ class Mixer:
         tasks = ranking.indices if isinstance(ranking, Selection) else ranking
         return self.share(ranking, min(total, int(self.limits.high[tasks].sum())))
 
-    def _counts(self, task: int) -> dict[Label | None, int]:
-        """Rows of each template of a task, templates in the order of their first appearance in the pool."""
-        counts = np.bincount(self.templates.codes[self.rows[task]], minlength=len(self.templates.names))
-        return {self.templates.names[t]: int(counts[t]) for t in np.flatnonzero(counts)}
-
-    def cell_rows(self, cell: Cell) -> np.ndarray:
-        """The rows of one task and template, ascending."""
-        rows = self.rows[cell[0]]
-        if self.templates is None:
-            return rows
-        return rows[self.templates.codes[rows] == self.templates.names.index(cell[1])]
-
-    def choose(
-        self, budgets: Mapping[Cell, int], done: Mapping, report: Callable | None
-    ) -> dict[Cell, Selection]:
-        """The selection of each cell: as many rows as it gives, or all of them in order."""
-        todo, found = {}, {}
-        for cell, budget in budgets.items():
-            rows, key = self.cell_rows(cell), (self.names[cell[0]], cell[1])
-            count = len(rows) if self.full_order else budget
-            if key in done:
-                found[cell] = check_done(done[key], key, rows, count, self.job)
-            else:
-                todo[cell] = rows, count
-
-        def finish(cell: Cell, selection: Selection) -> None:
-            found[cell] = selection
-            if report is not None:
-                report((self.names[cell[0]], cell[1]), selection)
-
-        with self._timed("rows"):
-            select_groups(self.job, self.X, todo, finish)
-        return found
+    def nested(self, budget: Any) -> bool:
+        """Whether the rows of a smaller share are the first of a larger one."""
+        return budget is None and self.quotas is None and self.job.options.polish is None
 
     def assemble(self, shares: list[Share], found: Mapping[Cell, Selection]) -> Mixture:
         tasks = [self._task(share, found) for share in shares]
+        if not any(task.budget for task in tasks):
+            raise ValueError(
+                "no row is worth its cost: each one would lower what the row objective says of its task"
+            )
         if self.order == "rank":
             indices = np.concatenate([task.indices for task in tasks])
         else:
@@ -383,25 +500,38 @@ class Mixer:
             versions=versions(resolve(self.job.options.backend)),
         )
 
+    def taken(self, share: Share, found: Mapping[Cell, Selection]) -> dict[Cell, int]:
+        """How many rows of each cell's selection the mixture takes, of those that give some."""
+        if self.money is None:
+            return share.cells
+        cells = [(share.number, name) for name in share.templates]
+        return {cell: found[cell].k for cell in cells if cell in found and found[cell].k}
+
     def _task(self, share: Share, found: Mapping[Cell, Selection]) -> Task:
-        cells = share.cells
+        cells = self.taken(share, found)
         picks = [found[cell].indices[:b] for cell, b in cells.items()]
         gains = [found[cell].gains[:b] for cell, b in cells.items()]
         # Templates in turn, each as often as its share: every prefix holds them in about these shares.
         depth = [(np.arange(b) + 0.5) / b for b in cells.values()]
         order = np.argsort(np.concatenate([np.empty(0), *depth]), kind="stable")
+        indices = np.concatenate([np.empty(0, np.int64), *picks])[order]
+        paid: dict[str, float] = {}
+        if self.money is not None:
+            paid = {"allowance": share.budget * self.units.unit, "cost": math.fsum(self.cost[indices])}
+        templates = {name: cells.get((share.number, name), 0) for name in share.templates}
         return Task(
             task=self.names[share.number],
             number=share.number,
             size=int(self.sizes[share.number]),
             gain=share.gain,
             weight=share.weight,
-            budget=share.budget,
-            budget_before_caps=share.before,
-            templates={} if self.templates is None else share.templates,
-            indices=np.concatenate([np.empty(0, np.int64), *picks])[order],
+            budget=len(indices),
+            budget_before_caps=share.before if self.money is None else share.before * self.units.unit,
+            templates={} if self.templates is None else templates,
+            indices=indices,
             gains=np.concatenate([np.empty(0), *gains])[order],
             selections={cell[1]: found[cell] for cell in cells},
+            **paid,
         )
 
     def _in_file_order(self, shares: list[Share], found: Mapping[Cell, Selection]) -> np.ndarray:
@@ -409,16 +539,26 @@ class Mixer:
         a template that gives all of them as they lie in the pool."""
         parts = []
         for share in sorted(shares, key=lambda s: s.number):
-            for cell, b in share.cells.items():
-                rows = self.cell_rows(cell)
+            for cell, b in self.taken(share, found).items():
+                rows = self.cells.rows[self.cells.number[cell]]
                 parts.append(rows if b == len(rows) else found[cell].indices[:b])
-        return np.concatenate(parts)
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _one_field(quotas: Any, n: int) -> Quotas | None:
+    """The quotas of a mixture, checked. ValueError for more than one field."""
+    every = as_quotas(quotas)
+    if len(every) > 1:
+        raise ValueError("quotas of a mixture must be of one field: label rows by all fields together")
+    for each in every:
+        check_quotas(each, n)
+    return every[0] if every else None
 
 
 def _described(x: np.ndarray) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class Task:
     size      rows that it has                 gain     what it added when it was selected; 1 without a selection
     weight    its share of the rows before rounding, all weights add up to 1
     budget    rows that it gives               budget_before_caps  the same before sizes, minima and maxima
+    allowance its share of a budget of tokens, None of rows; what it could have taken before sizes is budget_before_caps
+    cost      what its rows cost, more than its allowance by what was left over
     templates {template: rows that it gives}, empty where no templates were given
     indices   (budget,) int64 pool rows, best first: those of several templates by their relative rank
     gains     (budget,) float64, one per row, at the time of its pick
@@ -37,15 +40,24 @@ class Task:
     gain: float
     weight: float
     budget: int
-    budget_before_caps: int
+    budget_before_caps: int | float
     templates: dict[Label | None, int]
     indices: np.ndarray
     gains: np.ndarray
     selections: dict[Label | None, Selection]
+    allowance: float | None = None
+    cost: float | None = None
+
+    @property
+    def capped(self) -> bool:
+        """Whether sizes or limits left it less than its share."""
+        return (self.budget if self.allowance is None else self.allowance) < self.budget_before_caps
 
     def to_dict(self) -> dict[str, Any]:
         """All but the rows, as JSON values."""
+        paid = {} if self.cost is None else {"allowance": self.allowance, "cost": self.cost}
         return {
+            **paid,
             "task": self.task,
             "number": self.number,
             "size": self.size,
@@ -97,6 +109,11 @@ class Mixture:
     @property
     def budgets(self) -> dict[Label, int]:
         return {t.task: t.budget for t in self.tasks}
+
+    @property
+    def cost(self) -> float | None:
+        """What all rows cost together, None where nothing was said of it."""
+        return None if self.options.get("budget") is None else math.fsum(t.cost for t in self.tasks)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, as JSON values."""

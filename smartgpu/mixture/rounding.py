@@ -118,25 +118,39 @@ def split_templates(budget: int, counts: Mapping[Any, int] | Sequence[int]) -> d
     budget = check_total(budget, len(rows), "budget", least=0)
     if budget > rows.sum():
         raise ValueError(f"budget must be at most {rows.sum()}, the rows of all templates, got {budget}")
-    if names is not None and set(names) <= set(FLAN):
-        kinds = np.array([dict(zip(names, rows, strict=True)).get(kind, 0) for kind in FLAN], np.int64)
-        halves = kinds.reshape(2, 2)
-        parts = np.concatenate(
-            [
-                _by_count(b, half)
-                for b, half in zip(_by_count(budget, halves.sum(axis=1)), halves, strict=True)
-            ]
-        )
-        given = dict(zip(FLAN, parts.tolist(), strict=True))
-        return {name: given[name] for name in names}
-    parts = _by_count(budget, rows)
+    parts = share_templates(budget, names or [], rows, np.zeros_like(rows), rows)
     return parts if names is None else dict(zip(names, parts.tolist(), strict=True))
 
 
-def _by_count(budget: int, counts: np.ndarray) -> np.ndarray:
-    if budget == 0:
-        return np.zeros_like(counts)
-    return fit(split(int(budget), counts), np.zeros_like(counts), counts)
+def share_templates(
+    amount: int, names: Sequence[Any], ratio: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """(t,) int64, the parts of an amount that split_templates() gives templates, in proportion to `ratio`.
+
+    Each lies between its low and its high, (t,) int64; the amount between their sums.
+    """
+    if not len(names) or not set(names) <= set(FLAN):
+        return _part(amount, ratio, low, high)
+    every = np.zeros((3, len(FLAN)))
+    place = [FLAN.index(name) for name in names]
+    every[:, place] = ratio, low, high
+    halves = every.reshape(3, 2, 2)
+    ratio, (low, high) = halves[0], halves[1:].astype(np.int64)
+    parts = [
+        _part(int(b), *half)
+        for b, half in zip(
+            _part(amount, ratio.sum(axis=1), low.sum(axis=1), high.sum(axis=1)),
+            zip(ratio, low, high, strict=True),
+            strict=True,
+        )
+    ]
+    return np.concatenate(parts)[place]
+
+
+def _part(amount: int, ratio: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    if amount == 0:
+        return np.zeros_like(high)
+    return fit(split(amount, ratio), low, high)
 
 
 def _sum(values: np.ndarray) -> float:

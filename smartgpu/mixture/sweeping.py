@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from smartgpu.arrays import on_host
 from smartgpu.job import Job
-from smartgpu.mixture.mixing import Cell, Mixer, Share
+from smartgpu.mixture.cells import Cell, Share
+from smartgpu.mixture.mixing import Mixer
 from smartgpu.objectives import FacilityLocation
 from smartgpu.options import Options
 from smartgpu.selection import Selection
@@ -30,6 +32,7 @@ class SweepRow:
     effective_tasks    exp(entropy) of the tasks' shares of the rows: n_tasks where all are equal
     largest_share      of the rows, the share of the task that gives most
     duplicates         chosen rows whose embedding another chosen row has as well, all but one of each
+    cost               what the rows cost together, None without a budget
     """
 
     n_tasks: int
@@ -39,6 +42,7 @@ class SweepRow:
     effective_tasks: float
     largest_share: float
     duplicates: int
+    cost: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -48,16 +52,18 @@ def sweep(
     X: Any,
     tasks: Any,
     sizes: Sequence[int],
-    n_rows: int | float,
+    n_rows: int | float | None = None,
     templates: Any = None,
     *,
+    budget: float | None = None,
     sample: int | None = SAMPLE,
     **options: Any,
 ) -> list[SweepRow]:
     """Mixtures of sizes[0], sizes[1], ... tasks, of n_rows rows each, and what they cover, to choose a number from.
 
     Tasks are ranked once, for the largest size; each smaller mixture is made of the first of them. Rows are selected
-    once in every task, as many as it gives at most.
+    once in every task, as many as it gives at most; with a budget, quotas or polish, where the first rows are not those
+    of a smaller share, once for every size.
 
     sample   prompts on which coverage is measured, evenly spaced; None is all of them
     options  as for mix(), but for report and done
@@ -72,20 +78,31 @@ def sweep(
         raise ValueError(
             "sweep needs an exact maximizer: the first of a stochastic selection are no selection"
         )
+    if mixer.job.options.polish is not None:
+        raise ValueError("sweep cannot be combined with polish: the first of a selection are not polished")
     check_counted(mixer.job.objective)
     if not len(sizes):
         raise ValueError("sizes is empty: give the numbers of tasks to compare")
     counts = [mixer.check_tasks(size) for size in sizes]
-    total = mixer.check_rows(n_rows)
+    if budget is None and mixer.quotas is None:
+        total = mixer.check_amount(n_rows, budget)
+    else:
+        total = max(mixer.check_size(count, n_rows, budget)[1] for count in counts)
     ranking = mixer.rank(max(counts), {}, None)
+    prompts = _Prompts(mixer, sample)
+    if not mixer.nested(budget):
+        out = []
+        for count in counts:
+            mixture = mixer.share_most(_first(ranking, count), total)
+            out.append(_row(mixer, mixture, mixer.chooser.choose_all(mixture, {}, None), prompts))
+        return out
     shares = [mixer.share_most(_first(ranking, count), total) for count in counts]
     most: dict[Cell, int] = {}
     for share in (share for mixture in shares for share in mixture):
         for cell, b in share.cells.items():
             most[cell] = max(most.get(cell, 0), b)
-    found = mixer.choose(most, {}, None)
-    prompts = _Prompts(mixer, sample)
-    return [_row(mixture, found, prompts) for mixture in shares]
+    found = mixer.chooser.choose(most, {}, None)
+    return [_row(mixer, mixture, found, prompts) for mixture in shares]
 
 
 def check_counted(objective: Any) -> None:
@@ -131,12 +148,13 @@ class _Prompts:
         return state.levels()
 
 
-def _row(mixture: list[Share], found: dict[Cell, Selection], prompts: _Prompts) -> SweepRow:
-    chosen = np.concatenate([found[cell].indices[:b] for share in mixture for cell, b in share.cells.items()])
+def _row(mixer: Mixer, mixture: list[Share], found: dict[Cell, Selection], prompts: _Prompts) -> SweepRow:
+    taken = [(share.number, mixer.taken(share, found)) for share in mixture]
+    rows = {number: sum(cells.values()) for number, cells in taken if cells}
+    chosen = np.concatenate([found[cell].indices[:b] for _, cells in taken for cell, b in cells.items()])
     levels = prompts.levels(chosen)
-    out = ~np.isin(prompts.task, [share.number for share in mixture if share.budget])
-    shares = np.array([share.budget for share in mixture if share.budget])
-    shares = shares / shares.sum()
+    out = ~np.isin(prompts.task, list(rows))
+    shares = np.array(list(rows.values())) / len(chosen)
     copies = len(chosen) - len(np.unique(on_host(prompts.x[chosen]), axis=0))
     return SweepRow(
         n_tasks=len(mixture),
@@ -148,4 +166,5 @@ def _row(mixture: list[Share], found: dict[Cell, Selection], prompts: _Prompts) 
         effective_tasks=float(np.exp(-(shares * np.log(shares)).sum())),
         largest_share=float(shares.max()),
         duplicates=copies,
+        cost=None if mixer.money is None else math.fsum(mixer.cost[chosen]),
     )
