@@ -1,8 +1,12 @@
 """csrc/scalar.cuh on the host, compiled with g++, against numpy; with nvcc, that it compiles for a device."""
 
 import ctypes
+import functools
+import json
+import re
 import shutil
 import subprocess
+import tempfile
 
 import numpy as np
 import pytest
@@ -254,3 +258,74 @@ def test_compiles_for_a_device(arch, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "scalar.cubin").stat().st_size > 0
+
+
+# ---- the kernels, compiled for GPUs that are not here
+
+TABLE = ROOT / "tests" / "cuda_table.json"
+SHARED = {"sm_80": 99, "sm_90": 227, "sm_100": 227}  # KiB of shared memory that a block may have
+RESOURCES = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers(?:.*?(\d+) bytes smem)?",
+)
+
+
+@functools.cache
+def resources(name, arch):
+    """{kernel: registers, spills and static shared memory} of csrc/NAME.cu, compiled alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["nvcc", "-std=c++17", "-cubin", f"-arch={arch}", f"-I{CSRC}", "-Xptxas", "-v"]
+        done = subprocess.run(
+            [*command, "-o", f"{folder}/out.cubin", str(CSRC / f"{name}.cu")], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    told = done.stderr.replace("\n", " ").split("Compiling entry function")[1:]
+    found = (RESOURCES.search(f"Compiling entry function{part}") for part in told)
+    return {
+        m[1]: {"registers": int(m[5]), "spills": int(m[2]) + int(m[3]) + int(m[4]), "shared": int(m[6] or 0)}
+        for m in found
+    }
+
+
+@pytest.mark.parametrize(
+    "arch", ["sm_90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_80", "sm_100"))]
+)
+@pytest.mark.parametrize("name", ["batched_greedy", "tail"])
+def test_kernels_against_the_table(name, arch):
+    """No spills, registers for the blocks that a multiprocessor should hold, and nothing that grew unseen.
+
+    `python tests/test_csrc.py` rewrites the table. sm_80 has no clusters.
+    """
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed: csrc/ was not compiled for a device")
+    found, known = resources(name, arch), json.loads(TABLE.read_text())[arch][name]
+    assert set(found) == set(known)
+    for kernel, now in found.items():
+        then = known[kernel]
+        threads, blocks = (
+            (1024, 1)
+            if name == "tail"
+            else (256, 1 if "x3" in kernel or "cluster" in kernel or arch == "sm_80" else 2)
+        )
+        assert now["spills"] == 0, kernel
+        assert now["registers"] * threads * blocks <= 64 * 1024, kernel
+        assert now["registers"] <= then["registers"] * 1.1, f"{kernel}: {now}, the table has {then}"
+        staged = 0 if name == "tail" else 61440
+        assert now["shared"] <= then["shared"] and now["shared"] + staged <= SHARED[arch] * 1024, kernel
+
+
+def test_sources_ask_for_no_headers():
+    """Device code includes nothing but csrc/: no cooperative_groups, no mma.h, no cub; and no fast math."""
+    for path in CSRC.glob("*.cu*"):
+        text = path.read_text()
+        named = set(re.findall(r"#include [<\"]([\w./]+)", text))
+        allowed = {p.name for p in CSRC.glob("*.cuh")} | {"host_team.h"}
+        assert named <= allowed | ({"cmath", "cstdint", "cstring"} if path.name == "scalar.cuh" else set()), (
+            path.name
+        )
+        assert "__expf" not in text and "wgmma" not in text
+
+
+if __name__ == "__main__":
+    every = {a: {name: resources(name, a) for name in ("batched_greedy", "tail")} for a in SHARED}
+    TABLE.write_text(json.dumps(every, indent=1, sort_keys=True) + "\n")

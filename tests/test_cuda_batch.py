@@ -1,0 +1,418 @@
+"""csrc/batched_greedy.cu: whole selections of the CUDA algorithm, on the CPU by threads, and on a GPU if there is one.
+
+The definitions below are numpy's: exact products of 16-bit features, integers from the similarity on.
+"""
+
+import heapq
+import logging
+import subprocess
+
+import hostcuda
+import numpy as np
+import pytest
+
+import smartgpu
+from smartgpu.similarity import as_similarity
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from smartgpu.backends import cuda, cuda_batch, device
+from smartgpu.kernels import launch
+from smartgpu.objectives.facility_location import whole_weights
+
+CPU = torch.device("cpu")
+ONE = 2**22
+interpreted = pytest.mark.skipif(not launch.INTERPRETED, reason="the kernels of this process run on a GPU")
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The emulated kernels, in the place of a GPU's."""
+    fake = hostcuda.HostKernels(CPU)
+    monkeypatch.setattr(cuda, "_known", {CPU: fake})
+    monkeypatch.setattr(cuda, "_told", set())
+    monkeypatch.setattr(cuda_batch, "_agreed", {})
+    return fake
+
+
+def pool_of(rng, n, d, kind, precision="auto"):
+    """(features on the device, those features in float64), with copies and a zero row."""
+    x = (rng.standard_normal((n, d)) + 0.3).astype(np.float32)
+    x[n // 2 : n // 2 + n // 8] = x[: n // 8]
+    x[-1] = 0
+    pool = device.prepare(as_similarity(kind), x, precision=precision)
+    return pool, pool.x.to(torch.float64).numpy()
+
+
+def quanta(x, kind):
+    """(n, n) int64: rounded to float32 once, mapped, rounded to 2^-22."""
+    s = (x @ x.T).astype(np.float32)
+    s = {"cosine": s, "cosine_shifted": s * np.float32(0.5) + np.float32(0.5), "cosine_squared": s * s}[kind]
+    return np.rint(np.clip(s, -1, 1).astype(np.float64) * ONE).astype(np.int64)
+
+
+def greedy(k, low, start, gains, add):
+    """(indices, gains) by definition: every gain at every pick."""
+    out, state = [], start
+    for _ in range(k):
+        values = gains(state)
+        values[[j for j, _ in out]] = -np.inf
+        j = int(values.argmax()) if low else len(values) - 1 - int(values[::-1].argmax())
+        out.append((j, values[j]))
+        state = add(state, j)
+    return np.array([j for j, _ in out]), np.array([g for _, g in out])
+
+
+def facility_location(x, kind, k, low=True, weights=None, mix=(1.0, None, None)):
+    q, (weight, before, after) = quanta(x, kind), mix
+    whole, worth = (np.ones(len(x), np.int64), 1.0) if weights is None else whole_weights(weights)
+
+    def gains(level):
+        out = weight * ((whole @ np.maximum(q - level[:, None], 0)) * (worth / ONE))
+        out = out if before is None else before + out
+        return out if after is None else out + after
+
+    return greedy(k, low, np.zeros(len(x), np.int64), gains, lambda level, j: np.maximum(level, q[:, j]))
+
+
+def similarity(x, kind):
+    s = x @ x.T
+    return {"cosine": s, "cosine_shifted": (1 + s) / 2, "cosine_squared": s * s}[kind]
+
+
+def graph_cut(x, kind, k, lam):
+    s = quanta(x, kind) / ONE if kind == "cosine_squared" else similarity(x, kind)
+    own = np.diag(s)
+    return greedy(
+        k, True, [], lambda S: s.sum(axis=0) - 2 * lam * s[S].sum(axis=0) - lam * own, lambda S, j: [*S, j]
+    )
+
+
+def log_det(x, kind, k, lam):
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    s = similarity(x / np.where(norms > 0, norms, 1), kind)
+
+    def gains(S):
+        inverse = np.linalg.inv(s[np.ix_(S, S)] + lam * np.eye(len(S))) if S else np.zeros((0, 0))
+        residual = np.diag(s) + lam - np.einsum("ij,ik,kj->j", s[S], inverse, s[S])
+        return (
+            np.rint(np.log(np.maximum(residual, lam)) * 2.0**36) / 2.0**36
+        )  # copies tie, whatever inv rounds
+
+    return greedy(k, True, [], gains, lambda S, j: [*S, j])
+
+
+def problems_of(rng, n, objective, **how):
+    """Ragged ones: more than a tile, less than one, one row; more threads than rows and fewer."""
+    rows = [np.sort(rng.permutation(n)[:m]) for m in (min(n, 150), 33, 8, 1)]
+    return cuda_batch.Problems(rows, [20, 33, 3, 1], objective, **how)
+
+
+def run(pool, problems, kernels, clusters):
+    """Picks of all problems by blocks, or by clusters; all of them in one launch."""
+    how, kind, d = cuda_batch.arithmetic(pool), pool.kind.name, pool.x.shape[1]
+    needed = int(cuda_batch.needs(problems, kind, d).max())
+    every = list(range(len(problems.rows)))
+    plan = cuda_batch.Plan([], every, (0, 1), (0, needed))
+    if clusters:
+        plan = cuda_batch.Plan(every, [], (1, 0), (needed, 0))
+    kernels.launched.clear()
+    found = cuda_batch.run(pool, problems, plan, kernels)
+    assert kernels.launched == [f"batched_greedy_{how}{'_cluster' if clusters else ''}"]
+    return found
+
+
+@interpreted
+def test_layout_is_that_of_the_source(kernels):
+    size = kernels.lib.host_size
+    assert size(0) == 8 * len(cuda_batch.FIELDS)
+    assert size(2) == cuda_batch.EXCHANGE
+    assert [size(3), size(4)] == [cuda_batch.THREADS, cuda_batch.CLUSTER]
+    assert [size(6 + u) for u in range(4)] == [cuda_batch.TILES[how][0] for how in cuda.ARITHMETIC]
+    for u, objective in enumerate(cuda_batch.OBJECTIVES):
+        for kind in cuda_batch.KINDS:
+            for n, k, d in ((1, 1, 16), (150, 20, 48), (31, 31, 1024)):
+                want = kernels.lib.host_layout(u, int(kind == "cosine_squared"), n, k, d)
+                assert cuda_batch.workspace(objective, kind, n, k, d) == want
+
+
+@interpreted
+@pytest.mark.parametrize("clusters", [False, True], ids=["block", "cluster"])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("cosine", "fp16"), ("cosine_shifted", "bf16"), ("cosine_squared", "tf32")]
+)
+def test_facility_location_is_exact(kind, precision, clusters, kernels, rng):
+    """Indices and gains to the bit, with weights, quality on both sides, and either order of ties."""
+    pool, x = pool_of(rng, 170, 40, kind, precision)
+    for low, parts in ((True, False), (False, True)):
+        problems = problems_of(rng, 170, "facility_location", low=low)
+        total = int(problems.sizes.sum())
+        weights, scores = rng.random(total), rng.standard_normal((2, total))
+        cuts = np.cumsum(problems.sizes)[:-1]
+        split = [np.split(a, cuts) for a in (weights, *scores)]
+        if parts:
+            whole = [whole_weights(w) for w in split[0]]
+            problems = cuda_batch.Problems(
+                problems.rows, problems.counts, "facility_location", low=low, weight=0.7, before=scores[0],
+                after=scores[1], weights=np.concatenate([w for w, _ in whole]),
+                scale=np.array([worth / ONE for _, worth in whole]),
+            )  # fmt: skip
+        found = run(pool, problems, kernels, clusters)
+        for p, (indices, gains) in enumerate(found):
+            how = {"weights": split[0][p], "mix": (0.7, split[1][p], split[2][p])} if parts else {}
+            want = facility_location(x[problems.rows[p]], kind, problems.counts[p], low, **how)
+            np.testing.assert_array_equal(indices, want[0])
+            np.testing.assert_array_equal(gains, want[1])
+
+
+@interpreted
+def test_tf32x3_is_within_a_quantum(kernels, rng):
+    """Three chains leave the product of the low parts out: 2^-22 of a similarity, where the definition is float32."""
+    pool, x = pool_of(rng, 170, 40, "cosine", "tf32x3")
+    problems = problems_of(rng, 170, "facility_location")
+    for p, (indices, gains) in enumerate(run(pool, problems, kernels, False)):
+        q, level = quanta(x[problems.rows[p]], "cosine"), np.zeros(len(problems.rows[p]), np.int64)
+        for j, gain in zip(indices.tolist(), gains.tolist(), strict=True):
+            every = np.maximum(q - level[:, None], 0).sum(axis=0) / ONE
+            slack = 4 * len(q) / ONE
+            assert gain >= every.max() - slack or j in indices
+            assert abs(gain - every[j]) <= slack
+            level = np.maximum(level, q[:, j])
+
+
+@interpreted
+@pytest.mark.parametrize("clusters", [False, True], ids=["block", "cluster"])
+@pytest.mark.parametrize("kind", list(cuda_batch.KINDS))
+@pytest.mark.parametrize("objective", ["graph_cut", "log_det"])
+def test_graph_cut_and_log_det(objective, kind, clusters, kernels, rng):
+    pool, x = pool_of(rng, 170, 40, kind)
+    problems = problems_of(rng, 170, objective, lam=0.4)
+    define = {"graph_cut": graph_cut, "log_det": log_det}[objective]
+    for p, (indices, gains) in enumerate(run(pool, problems, kernels, clusters)):
+        want = define(x[problems.rows[p]], kind, problems.counts[p], 0.4)
+        np.testing.assert_allclose(gains, want[1], rtol=0, atol=1e-9)
+        if kind == "cosine_squared" and objective == "graph_cut":
+            np.testing.assert_array_equal(indices, want[0])  # integers
+        distinct = x[problems.rows[p]]
+        np.testing.assert_allclose(
+            distinct[indices], distinct[want[0]], atol=0
+        )  # the same rows, or their copies
+
+
+@interpreted
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "tf32x3"])
+def test_fragments_lie_as_the_instruction_wants_them(precision, kernels, rng):
+    """Quanta of csrc/'s tiles, by mma.sync's documented layout, against Triton's kernels."""
+    pool, _ = pool_of(rng, 20, 40, "cosine", precision)
+    q, triton = cuda_batch._both(201, 208, "cosine", pool, kernels)
+    assert int((q - triton).abs().max()) <= (1 if precision == "tf32x3" else 0)
+    assert len(torch.unique(q)) > 1000
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [
+        (lambda rng, n: smartgpu.FacilityLocation(rng.random(n)), "cosine"),
+        (lambda rng, n: smartgpu.QualityDiversity(0.3, rng.standard_normal(n)), "cosine_squared"),
+        (lambda rng, n: 0.5 * smartgpu.GraphCut(), "cosine_shifted"),
+        (lambda rng, n: smartgpu.LogDet(), "cosine"),
+    ],
+    ids=["weights", "quality", "graph_cut", "log_det"],
+)
+def test_select_many_uses_it(objective, kind, kernels, rng, monkeypatch):
+    """The same selections as one by one, and from one launch."""
+    n = 90
+    x = (rng.standard_normal((n, 16)) + 0.3).astype(np.float32)
+    x[50:60] = x[:10]
+    spec, labels = objective(rng, n), rng.integers(0, 3, n)
+    got = smartgpu.select_many(x, labels, 0.2, spec, kind, backend="triton")
+    assert kernels.launched[-1] == "batched_greedy_fp16"
+    assert sum(name.startswith("batched") for name in kernels.launched) == 1
+    monkeypatch.setattr(cuda, "_known", {CPU: None})
+    want = smartgpu.select_many(x, labels, 0.2, spec, kind, backend="triton")
+    for label, sel in want.items():
+        np.testing.assert_array_equal(got[label].indices, sel.indices)
+        np.testing.assert_allclose(got[label].gains, sel.gains, rtol=0, atol=1e-11)
+        same = ("n", "objective", "similarity", "options", "dtype", "backend", "versions")
+        assert {name: getattr(got[label], name) for name in same} == {
+            name: getattr(sel, name) for name in same
+        }
+
+
+@interpreted
+def test_triton_does_what_differs_or_cannot_start(kernels, rng, monkeypatch, caplog):
+    x, labels = rng.standard_normal((40, 16)).astype(np.float32), np.arange(40) % 2
+    want = smartgpu.select_many(x, labels, 3, backend="triton")
+    pad = kernels.lib.host_quanta
+    monkeypatch.setattr(cuda_batch, "_agreed", {})
+    monkeypatch.setattr(cuda_batch, "_both", lambda *_: (torch.zeros(1), torch.ones(1)))
+    kernels.launched.clear()
+    with caplog.at_level(logging.WARNING, "smartgpu"):
+        got = smartgpu.select_many(x, labels, 3, backend="triton")
+    assert not any(name.startswith("batched") for name in kernels.launched)
+    assert "other bits than in Triton's kernels" in caplog.text
+    assert all(np.array_equal(got[g].indices, want[g].indices) for g in want)
+
+    def broken(*_, **__):
+        raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid\nmore")
+
+    caplog.clear()
+    monkeypatch.setattr(cuda_batch, "_agreed", {(CPU, "fp16"): True})
+    monkeypatch.setattr(kernels, "launch", broken)
+    for _ in range(2):
+        got = smartgpu.select_many(x, labels, 3, backend="triton")
+    assert caplog.text.count("CUDA_ERROR_INVALID_IMAGE") == 1  # one message, and no second attempt
+    assert all(np.array_equal(got[g].gains, want[g].gains) for g in want)
+    assert pad is kernels.lib.host_quanta
+
+
+@interpreted
+def test_memory_that_does_not_fit_says_what_would(kernels, rng, caplog):
+    x = rng.standard_normal((700, 16)).astype(np.float32)
+    labels = np.repeat([0, 1, 2, 2], 175)
+    problems = cuda_batch.Problems(
+        [np.flatnonzero(labels == g) for g in range(3)], [2, 2, 2], "facility_location"
+    )
+    plan, left = cuda_batch.make_plan(problems, "cosine", "fp16", 16, kernels, 1_000_000)
+    assert sorted(plan.blocks) == [0, 1] and left == [2]
+    assert plan.bytes <= 1_000_000
+    from smartgpu.many import make_options
+    from smartgpu.together import _too_large
+
+    job = smartgpu.job.Job.check(
+        x, "facility_location", "cosine", make_options({"backend": "triton", "memory": "1MB"})
+    )
+    with caplog.at_level(logging.WARNING, "smartgpu"):
+        _too_large(job, 1, 10**6, 2_200_000)
+    assert "memory='2.20MB' would do" in caplog.text
+
+
+# ---- who does what
+
+
+def balance(sizes, counts, d, multiprocessors):
+    """The queues of a launch, simulated with predicted times.
+
+    (share of all multiprocessors' time that is work, when the last one ends, when it could at best)
+    """
+    costs = np.array(
+        [
+            cuda_batch.seconds("facility_location", "cosine", "fp16", n, k, d)
+            for n, k in zip(sizes, counts, strict=True)
+        ]
+    )
+    big, small = cuda_batch.deal(costs, counts, multiprocessors, True)
+    assert sorted(big + small) == list(range(len(sizes)))
+    teams, busy = multiprocessors // cuda_batch.CLUSTER, 0.0
+    ends = [0.0] * teams
+    for p in big:
+        spent = (costs[p] - counts[p] * cuda_batch.STEP) / cuda_batch.CLUSTER + counts[
+            p
+        ] * cuda_batch.CLUSTER_STEP
+        heapq.heappush(ends, heapq.heappop(ends) + spent)
+        busy += cuda_batch.CLUSTER * spent
+    # blocks take the multiprocessors that clusters leave, and then those that they are done with
+    free = [0.0] * (multiprocessors - teams * cuda_batch.CLUSTER) + [
+        e for e in ends for _ in range(cuda_batch.CLUSTER)
+    ]
+    heapq.heapify(free)
+    for p in small:
+        heapq.heappush(free, heapq.heappop(free) + costs[p])
+        busy += costs[p]
+    return (
+        busy / (multiprocessors * max(free)),
+        max(free),
+        max(busy / multiprocessors, max(costs[small], default=0.0)),
+    )
+
+
+def test_queues_keep_every_multiprocessor_busy(rng):
+    """Log-normal sizes from 20 to 5,000 rows."""
+    sizes = np.clip(np.exp(rng.normal(np.log(20 * 5000) / 2, np.log(5000 / 20) / 6, 1840)), 20, 5000).astype(
+        int
+    )
+    counts = np.maximum(1, sizes * 25_000 // sizes.sum())
+    share, spent, _ = balance(sizes, counts, 1024, 132)
+    assert share >= 0.9
+    assert spent < 0.1  # the bar is 0.2 s, launches and transfers included
+    # without clusters the largest task is longer than everybody's share
+    costs = [
+        cuda_batch.seconds("facility_location", "cosine", "fp16", n, k, 1024)
+        for n, k in zip(sizes, counts, strict=True)
+    ]
+    assert max(costs) > sum(costs) / 132
+
+
+def test_queues_on_the_pool_of_tasks(data_dir):
+    pq = pytest.importorskip("pyarrow.parquet")
+    tasks = pq.read_table(data_dir / "tasks" / "tasks.parquet", columns=["task"])["task"].combine_chunks()
+    sizes = np.array([each["counts"] for each in tasks.value_counts().to_pylist()])
+    counts = np.maximum(1, sizes // 10)
+    assert balance(sizes, counts, 384, 16)[0] >= 0.9
+    # 132 multiprocessors wait for the picks of the largest task, which follow each other
+    _, spent, best = balance(sizes, counts, 384, 132)
+    assert best / spent >= 0.9
+
+
+# ---- threads
+
+
+@pytest.mark.slow
+def test_no_access_is_unordered(tmp_path):
+    """ThreadSanitizer over blocks and clusters, each objective, and the tail."""
+    program = hostcuda.build(tmp_path / "races", "-O1", "-g", "-fsanitize=thread", file="races.cpp")
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("ThreadSanitizer does not run on this kernel")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "done" in done.stdout
+
+
+# ---- on a GPU
+
+
+@pytest.fixture
+def real():
+    kernels = cuda.kernels(device.open_device())
+    if kernels is None:
+        pytest.skip(f"no CUDA kernels: {cuda.find().missing or 'see the log'}")
+    return kernels
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "tf32x3"])
+def test_a_pair_has_tritons_bits(precision, real, rng):
+    pool, _ = pool_of(rng, 64, 64, "cosine", precision)
+    for n, d in ((201, 1024), (300, 384), (40, 4096)):
+        q, triton = cuda_batch._both(n, d, "cosine", pool, real)
+        assert torch.equal(q, triton)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", list(cuda_batch.KINDS))
+@pytest.mark.parametrize("name", ["facility_location", "weights", "quality", "graph_cut", "log_det"])
+def test_groups_are_those_of_one_by_one(name, kind, real, rng, monkeypatch):
+    sizes = [3000, 900, 130, 128, 127, 20, 1, *rng.integers(20, 600, 300)]
+    n = sum(sizes)
+    x = (rng.standard_normal((n, 96)) + 0.3).astype(np.float32)
+    x[100:200] = x[:100]
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    spec = {
+        "facility_location": smartgpu.FacilityLocation(),
+        "weights": smartgpu.FacilityLocation(rng.random(n)),
+        "quality": smartgpu.QualityDiversity(0.3, rng.standard_normal(n)),
+        "graph_cut": smartgpu.GraphCut(),
+        "log_det": smartgpu.LogDet(),
+    }[name]
+    got = smartgpu.select_many(x, labels, 0.05, spec, kind, backend="triton")
+    monkeypatch.setattr(cuda, "_known", {real.device: None})
+    some = labels < 12
+    taken = spec.take(np.flatnonzero(some))
+    want = smartgpu.select_many(x[some], labels[some], 0.05, taken, kind, backend="triton")
+    for label, sel in want.items():
+        np.testing.assert_allclose(got[label].gains, sel.gains, rtol=0, atol=1e-9)
+        if "graph" not in name and "log" not in name:
+            np.testing.assert_array_equal(got[label].indices, sel.indices)
+            np.testing.assert_array_equal(got[label].gains, sel.gains)

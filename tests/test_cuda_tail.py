@@ -1,0 +1,114 @@
+"""csrc/tail.cu: picks from survivors in one launch, against Triton's steps; on the CPU by threads."""
+
+import hostcuda
+import numpy as np
+import pytest
+
+import smartgpu
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from smartgpu.backends import cuda, cuda_tail, device, resident
+from smartgpu.kernels import launch
+
+CPU = torch.device("cpu")
+interpreted = pytest.mark.skipif(not launch.INTERPRETED, reason="the kernels of this process run on a GPU")
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    fake = hostcuda.HostKernels(CPU)
+    monkeypatch.setattr(cuda, "_known", {CPU: fake})
+    monkeypatch.setattr(cuda, "_told", set())
+    monkeypatch.setattr(cuda_tail, "LEAST", 7)  # several launches
+    return fake
+
+
+def pool(rng, n):
+    x = (rng.standard_normal((n, 16)) + 0.3).astype(np.float32)
+    x[n // 2 : n // 2 + 9] = x[:9]
+    return x
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("plain", {}),
+        ("plain", {"tie_break": "high"}),
+        ("weights", {"tie_break": "high"}),
+        ("quality", {}),
+        ("represented", {}),
+        ("until", {"coverage": 0.9}),
+        ("given", {"given": [3, 4], "exclude": [40, 41]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "as-is",
+)
+def test_same_picks_as_by_steps(name, how, kernels, rng, monkeypatch):
+    n = 48
+    x = pool(rng, n)
+    spec = {
+        "weights": smartgpu.FacilityLocation(rng.random(n)),
+        "quality": smartgpu.QualityDiversity(0.3, rng.standard_normal(n)),
+        "represented": smartgpu.FacilityLocation(represented=pool(rng, 40)),
+    }.get(name, smartgpu.FacilityLocation())
+    kind = "cosine_shifted" if name == "until" else "cosine"
+    k = None if name == "until" else 24
+    got = smartgpu.select(x, k, spec, kind, backend="triton", **how)
+    assert kernels.launched.count("sparse_tail") >= (1 if name == "until" else 2)
+    monkeypatch.setattr(cuda, "_known", {CPU: None})
+    want = smartgpu.select(x, k, spec, kind, backend="triton", **how)
+    np.testing.assert_array_equal(got.indices, want.indices)
+    np.testing.assert_array_equal(got.gains, want.gains)
+    assert got.value == want.value
+
+
+@interpreted
+def test_steps_go_on_where_a_launch_fails(kernels, rng, monkeypatch, caplog):
+    """After some launches: what they picked stays, and the loop's own steps pick the rest."""
+    x, launches, start = pool(rng, 48), [], kernels.launch
+
+    def fails(name, *arguments, **how):
+        launches.append(name)
+        if launches.count("sparse_tail") == 2:
+            raise RuntimeError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE")
+        start(name, *arguments, **how)
+
+    monkeypatch.setattr(kernels, "launch", fails)
+    got = smartgpu.select(x, 24, backend="triton")
+    assert launches.count("sparse_tail") == 2 and "TOO_LARGE" in caplog.text
+    want = smartgpu.select(x, 24, backend="triton")
+    assert launches.count("sparse_tail") == 2
+    np.testing.assert_array_equal(got.indices, want.indices)
+    np.testing.assert_array_equal(got.gains, want.gains)
+
+
+@interpreted
+def test_goals_that_it_does_not_know_go_by_steps(kernels, rng, monkeypatch):
+    x = pool(rng, 64)
+    smartgpu.select(x, 5, backend="triton", cost=np.full(64, 2.0), budget=8)
+    smartgpu.select(x, 5, backend="triton", quotas=smartgpu.Quotas(np.arange(64) % 2, maximum=3))
+    monkeypatch.setattr(cuda_tail, "MOST_WALKED", 10)  # too many pairs still
+    smartgpu.select(x, 5, backend="triton")
+    assert not kernels.launched
+
+
+@pytest.mark.gpu
+def test_tail_on_a_gpu(rng, monkeypatch):
+    at = device.open_device()
+    if cuda.kernels(at) is None:
+        pytest.skip(f"no CUDA kernels: {cuda.find().missing or 'see the log'}")
+    n = 20_000
+    x = rng.standard_normal((n, 64)).astype(np.float32) + 0.2
+    x[1000:1500] = x[:500]
+    for spec in (smartgpu.FacilityLocation(), smartgpu.FacilityLocation(rng.random(n))):
+        before = resident.looks
+        got = smartgpu.select(x, 4000, spec, backend="triton")
+        waits = resident.looks - before
+        with monkeypatch.context() as without:
+            without.setattr(cuda, "_known", {at: None})
+            want = smartgpu.select(x, 4000, spec, backend="triton")
+        np.testing.assert_array_equal(got.indices, want.indices)
+        np.testing.assert_array_equal(got.gains, want.gains)
+        assert waits < 40
