@@ -3,14 +3,18 @@
 >>> from smartgpu import baselines, evaluate
 >>> evaluate(X, baselines.threshold(X, 1000, quality).indices)
 
-The value of these selections is the sum of the quality of their rows, and a gain the quality of one; those of random
-are the numbers that were drawn.
+The value of these selections is the sum of the quality of their rows, given ones included, and a gain the quality of
+one; those of random are the numbers that were drawn. All take, besides how to run, the limits of select(): given,
+include, exclude, budget with cost, quotas; k may be left out where a budget says how many. Rows are taken in the order
+that each function says, one after the other, where the limits still allow them; quality_only with a budget is what
+select() makes of it: by quality / cost and by quality, whichever is worth more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,89 +22,107 @@ import numpy as np
 from smartgpu.api import select
 from smartgpu.arrays import as_count, on_host
 from smartgpu.backends import resolve
+from smartgpu.constraints import Constraint
 from smartgpu.job import Job
-from smartgpu.objectives import Modular
+from smartgpu.objectives import FacilityLocation, Modular, Objective, outside
 from smartgpu.objectives.base import per_row
 from smartgpu.options import make_options
+from smartgpu.selecting import Call, Wanted
 from smartgpu.selection import Selection
-from smartgpu.similarity import Cosine, CosineShifted, CosineSquared, Matrix, Similarity, as_similarity
+from smartgpu.similarity import Cosine, CosineShifted, CosineSquared, Matrix, Similarity
 
 BLOCK = 256  # candidates of threshold that are compared with each other
+TAU = 0.8
+LIMITS = ("budget", "cost", "quotas", "given", "include", "exclude")  # arguments of select()
 
 
 def quality_only(
-    X: Any, k: int | float, quality: Any, similarity: str | Similarity = "cosine", **options: Any
+    X: Any, k: int | float | None, quality: Any, similarity: str | Similarity = "cosine", **options: Any
 ) -> Selection:
     """The k rows of highest quality (n,), the lowest index among equals: QDIT with alpha = 1. O(n log n)."""
     found = select(X, k, Modular(per_row("quality", quality)), similarity, **options)
-    return _named(found, "quality_only")
+    return dataclasses.replace(
+        found, objective={"name": "quality_only", "quality": found.objective["scores"]}
+    )
 
 
 def random(
-    X: Any, k: int | float, seed: int = 0, similarity: str | Similarity = "cosine", **options: Any
+    X: Any, k: int | float | None, seed: int = 0, similarity: str | Similarity = "cosine", **options: Any
 ) -> Selection:
     """k rows drawn uniformly without replacement: those of the largest of n random numbers."""
-    options = {**options, "seed": seed}
-    how = make_options(options)
-    n = Job.check(X, "facility_location", similarity, how).n
-    scores = np.random.default_rng(how.seed).random(n)
-    return _named(select(X, k, Modular(scores), similarity, **options), "random")
+    start = time.perf_counter()
+    call, scores = _check(
+        X, k, similarity, {**options, "seed": seed}, lambda n: np.random.default_rng(seed).random(n)
+    )
+    picked = _in_order(np.argsort(-scores, kind="stable"), call)
+    return _selection(call, picked, scores, {"name": "random"}, start)
 
 
 def threshold(
     X: Any,
-    k: int | float,
+    k: int | float | None,
     quality: Any,
-    tau: float = 0.8,
+    tau: float = TAU,
     similarity: str | Similarity = "cosine",
     **options: Any,
 ) -> Selection:
-    """Rows in order of quality, without those that are too similar to one that is taken already.
+    """Rows in order of quality, without those that are too similar to one that is taken already, or given.
 
     tau      similarity > 0 from which a row is skipped
     quality  (n,) numbers, the lowest index first among equals
-    options  fields of smartgpu.Options that say where it runs: backend, threads, memory, precision
+    options  fields of smartgpu.Options that say where it runs: backend, threads, memory, precision; and limits
 
-    Returns a Selection of at most k rows: of fewer where no other row is less similar than tau. O(n k d), and no
-    n x n matrix. Raises ValueError for tau <= 0, and as select() does.
+    Returns a Selection of at most k rows: of fewer where no other row is less similar than tau. Rows to include are
+    taken whatever they are similar to. O(n k d), and no n x n matrix. Raises ValueError for tau <= 0, and as select()
+    does.
     """
     if isinstance(tau, bool) or not isinstance(tau, (int, float, np.integer, np.floating)):
         raise TypeError(f"tau must be a number, got {tau!r}")
     if not tau > 0:
         raise ValueError(f"tau must be > 0, a similarity from which rows are skipped, got {tau}")
     start = time.perf_counter()
-    job, k, quality = _check(X, k, quality, similarity, options)
-    ground = job.ground()
+    call, quality = _check(
+        X, k, similarity, options, lambda n: per_row("quality", quality, n), FacilityLocation()
+    )
+    ground = call.job.ground(call.memory)
     backend = ground.backend()
     if not backend.same:
         raise ValueError(
-            f"threshold needs similarities of candidates with each other, n x n, got {job.x.shape}"
+            f"threshold needs similarities of candidates with each other, n x n, got {call.job.x.shape}"
         )
     limit = tau / backend.quantum
     order = np.argsort(-quality, kind="stable")
-    level = backend.new_level()  # of every row, how similar the most similar chosen one is
-    chosen: list[int] = []
+    constraint, chosen = _begun(call)
+    if call.job.outside is not None:  # rows from elsewhere that count as taken
+        constraint.open &= outside.nearest(ground, ground.x, call.job.outside)[1] < tau
+    level = backend.new_level()  # of every row, how similar the most similar taken one is
+    backend.raise_level(level, np.concatenate([call.given, call.include]))
     at = 0
-    while len(chosen) < k:
-        apart = np.flatnonzero(backend.level_values(level)[order[at:]] < limit)[:BLOCK]
+    while not constraint.done:
+        apart = constraint.open[order[at:]] & (backend.level_values(level)[order[at:]] < limit)
+        apart = np.flatnonzero(apart)[:BLOCK]
         if not len(apart):
             break
         some, at = order[at + apart], at + int(apart[-1]) + 1
         near = backend.block(some, some) >= limit
         taken: list[int] = []
-        for b in range(len(some)):
-            if not near[taken, b].any():
+        for b, j in enumerate(some.tolist()):
+            if constraint.open[j] and not constraint.done and not near[taken, b].any():
+                constraint.take(j)
                 taken.append(b)
-        rows = some[taken][: k - len(chosen)]
-        backend.raise_level(level, rows)
-        chosen += rows.tolist()
-    how = {"dtype": backend.dtype, "sweeps": ground.sweeps}
-    return _selection(job, chosen, quality, {"name": "threshold", "tau": float(tau)}, start, **how)
+        backend.raise_level(level, some[taken])
+        chosen += some[taken].tolist()
+    if constraint.unmet:
+        raise ValueError(f"quotas: no rows less similar than tau = {tau} are left for a minimum")
+    spec = {"name": "threshold", "tau": float(tau)}
+    return _selection(
+        call, chosen, quality, spec, start, rated=True, dtype=backend.dtype, sweeps=ground.sweeps
+    )
 
 
 def cluster(
     X: Any,
-    k: int | float,
+    k: int | float | None,
     quality: Any,
     clusters: Any = None,
     similarity: str | Similarity = "cosine",
@@ -113,15 +135,20 @@ def cluster(
 
     clusters    how many, by kmeans(); None is k: one row of each. Or (n,) integers, the cluster of each row
     seed, iterations  of kmeans()
-    options     fields of smartgpu.Options: threads
+    options     fields of smartgpu.Options: threads; and limits. Clusters are of the whole pool, excluded rows as well
 
     Rows of one cluster come in order of quality (n,), the lowest index first among equals; those of one turn too.
     Raises ImportError without scikit-learn, and as select() does. Cost: see kmeans().
     """
     start = time.perf_counter()
-    job, k, quality = _check(X, k, quality, similarity, {**options, "seed": seed})
+    call, quality = _check(
+        X, k, similarity, {**options, "seed": seed}, lambda n: per_row("quality", quality, n)
+    )
+    job = call.job
     if clusters is None or isinstance(clusters, (bool, int, float, np.integer, np.floating)):
-        count = k if clusters is None else as_count(clusters, job.n, "clusters")
+        if clusters is None and k is None:
+            raise ValueError("clusters is missing: give a number where k, its default, is left out")
+        count = as_count(k if clusters is None else clusters, job.n, "clusters")
         label = _kmeans(job, count, iterations)
         spec = {"name": "cluster", "clusters": count, "iterations": iterations}
     else:
@@ -131,11 +158,16 @@ def cluster(
                 f"clusters must be a number or ({job.n},) integers, got {label.dtype} of shape {label.shape}"
             )
         spec = {"name": "cluster", "clusters": len(np.unique(label))}
-    order = np.lexsort((np.arange(job.n), -quality, label))
+    # a turn is of the rows that may be chosen
+    rows = np.flatnonzero(call.constraint().open)
+    order = rows[np.lexsort((rows, -quality[rows], label[rows]))]
     starts = np.flatnonzero(np.diff(label[order], prepend=label[order[0]] - 1))
-    turn = np.arange(job.n) - np.repeat(starts, np.diff(starts, append=job.n))
-    picked = order[np.lexsort((order, -quality[order], turn))][:k]
-    return _selection(job, picked, quality, spec, start)
+    turn = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    picked = _in_order(order[np.lexsort((order, -quality[order], turn))], call)
+    return _selection(call, picked, quality, spec, start, rated=True)
+
+
+BASELINES = {kind.__name__: kind for kind in (quality_only, random, threshold, cluster)}
 
 
 def kmeans(
@@ -173,32 +205,70 @@ def _kmeans(job: Job, clusters: int, iterations: int) -> np.ndarray:
 
 
 def _check(
-    X: Any, k: Any, quality: Any, similarity: Any, options: dict[str, Any]
-) -> tuple[Job, int, np.ndarray]:
-    how = make_options(options)
+    X: Any,
+    k: Any,
+    similarity: Any,
+    options: dict[str, Any],
+    scores: Callable[[int], np.ndarray],
+    objective: Objective | None = None,
+) -> tuple[Call, np.ndarray]:
+    """The checked arguments, and the scores of n rows. objective: what decides which memory it takes."""
+    if k is None and options.get("budget") is None:
+        raise ValueError("k is missing: give the number of rows, a share of them, or budget=")
+    limits = {name: options[name] for name in LIMITS if name in options}
+    how = make_options({name: value for name, value in options.items() if name not in LIMITS})
     if resolve(how.backend) == "reference":
         raise ValueError("baselines are for backends 'numpy' and 'triton', got 'reference'")
-    job = Job.check(X, "facility_location", as_similarity(similarity), how)
-    return job, as_count(k, job.n), per_row("quality", quality, job.n)
+    if how.checkpoint is not None:
+        raise ValueError("checkpoint is for greedy selections: a baseline is made anew")
+    rated = scores(Job.check(X, FacilityLocation(), similarity, how).n)
+    return Call.check(X, objective or Modular(rated), similarity, how, Wanted(k, **limits)), rated
 
 
-def _named(found: Selection, name: str) -> Selection:
-    return dataclasses.replace(found, objective={**found.objective, "name": name})
+def _begun(call: Call) -> tuple[Constraint, list[int]]:
+    """The limits with the rows to include taken, and these rows."""
+    constraint, rows = call.constraint(by_cost=False), call.include.tolist()
+    for j in rows:
+        constraint.take(j)
+    return constraint, rows
+
+
+def _in_order(order: np.ndarray, call: Call) -> list[int]:
+    """Rows to include, then of `order` (m,) one after the other all that the limits allow."""
+    constraint, chosen = _begun(call)
+    for j in order.tolist():
+        if constraint.done:
+            break
+        if constraint.open[j]:
+            constraint.take(j)
+            chosen.append(j)
+    return chosen
 
 
 def _selection(
-    job: Job, rows: Any, quality: np.ndarray, spec: dict[str, Any], start: float, **how: Any
+    call: Call,
+    rows: Any,
+    scores: np.ndarray,
+    spec: dict[str, Any],
+    start: float,
+    rated: bool = False,
+    **how: Any,
 ) -> Selection:
+    """rated: scores are the quality of rows, of which the selection keeps the fingerprint."""
     rows = np.asarray(rows, np.int64)
-    described = {**job.described(), "objective": {**spec, "quality": Modular(quality).describe()["scores"]}}
+    quality = {"quality": Modular(scores).describe()["scores"]} if rated else {}
+    described = {**call.job.described(), "objective": {**spec, **quality}}
+    described["options"] = {**described["options"], "maximizer": None}  # none found these rows
+    base = float(scores[call.given].sum())
     return Selection(
         indices=rows,
-        gains=quality[rows],
-        value=float(quality[rows].sum()),
-        base_value=0.0,
+        gains=scores[rows],
+        value=base + float(scores[rows].sum()),
+        base_value=base,
         evaluations=0,
-        backend=resolve(job.options.backend),
+        backend=resolve(call.job.options.backend),
         exact=False,
+        limits=call.limits(rows, None),
         seconds={"select": time.perf_counter() - start},
         **{"dtype": "float32", "sweeps": 0.0, **how},
         **described,

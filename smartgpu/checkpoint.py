@@ -19,8 +19,12 @@ SECONDS = 5.0  # between writes
 def fingerprint(x: np.ndarray) -> str:
     """sha256 of shape, dtype and content of an array, hex. Reads the array once, in blocks.
 
-    A torch tensor has that of its host copy, bfloat16 as float32.
+    A torch tensor has that of its host copy, bfloat16 as float32; sparse rows (CSR) that of their three arrays.
     """
+    if hasattr(x, "indptr"):
+        parts = x.indptr.astype(np.int64), x.indices.astype(np.int64), x.data
+        text = f"{tuple(x.shape)} {' '.join(fingerprint(part) for part in parts)}"
+        return hashlib.sha256(text.encode()).hexdigest()
     digest = hashlib.sha256(f"{tuple(x.shape)} {_on_host(x[:1]).dtype.str}".encode())
     for i in range(0, len(x), 4096):
         digest.update(np.ascontiguousarray(_on_host(x[i : i + 4096])).data)

@@ -1,10 +1,11 @@
-"""The command line: smartgpu select, rank, plan, mix, evaluate, report, demo, doctor."""
+"""The command line: smartgpu select, rank, plan, mix, evaluate, graph, report, demo, doctor."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
 import logging
@@ -27,6 +28,7 @@ HELP = {
     "plan": "say what select, with the same options, will allocate and about how long it takes",
     "mix": "choose tasks, how many rows of each, and which: a SMART mixture, ready for a trainer",
     "evaluate": "score chosen rows, from any tool",
+    "graph": "write the nearest neighbours of every row: a sparse similarity to select with",
     "report": "draw what an output folder holds: one page that needs no network, and its numbers",
     "demo": "write a small instruction pool and select from it",
     "doctor": "say what is installed and what it enables, and check every backend on this machine",
@@ -75,10 +77,14 @@ def _add(sub: argparse.ArgumentParser, f: dataclasses.Field, command: str) -> No
         how["help"] += f": {', '.join(meta['choices'])} (default: {f.default or meta.get('none', 'as POOL')})"
     if meta["many"] and not meta.get("commas"):
         how["nargs"] = "+"
+    if meta.get("bare"):  # without a value: yes
+        how |= {"nargs": "?", "const": True}
     kinds = {"int | float": number, "float": float, "int": int}
     kind = next(
         (parse for name, parse in kinds.items() if name in str(f.type) and not meta.get("commas")), str
     )
+    if meta.get("bare"):
+        kind = functools.partial(number, expected=f"a number for {flags[-1]}, or none")
     sub.add_argument(*flags, type=kind, metavar=f.name.upper(), **how)
 
 
@@ -86,14 +92,12 @@ def _flag(name: str) -> str:
     return "-k" if name == "k" else "--" + name.replace("_", "-")
 
 
-def number(text: str) -> int | float:
+def number(text: str, expected: str = "a number of rows or a share such as 0.05") -> int | float:
     """'5000' is a count, '0.05' a share."""
     try:
         return int(text) if re.fullmatch(r"[+-]?[0-9_]+", text) else float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a number of rows or a share such as 0.05, got {text!r}"
-        ) from None
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[str, str | None, dict[str, Any]]:
@@ -102,6 +106,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[str, str | None, dict[str, Any]]
     found, unknown = top.parse_known_args(argv)
     given = vars(found)
     command, file = given.pop("command"), given.pop("config")
+    if command == "graph" and "out" not in given and len(unknown) == 1 and not unknown[0].startswith("-"):
+        given["out"] = unknown.pop()  # argparse takes optional words only side by side: POOL -k 32 OUT
     if unknown:
         flags = [_flag(f.name) for f in FIELDS.values() if command in f.metadata["on"]]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], [*flags, "--config"], 1)
@@ -188,6 +194,10 @@ def _run(config: Config, command: str, progress: bool) -> int:
 
     if command == "mix":
         _mix(config, progress)
+    elif command == "graph":
+        from smartgpu import runs_graph
+
+        print(runs_graph.run(config, progress))
     elif command == "report":
         from smartgpu import runs_report
 
@@ -232,7 +242,10 @@ def _report_mix(mixture: Any, manifest: dict[str, Any], out: str) -> None:
     options = mixture.options
     by = f", tasks by {options['task_objective']['name']}" if mixture.method == "smart" else ""
     counted = f"{len(mixture)} of {mixture.n} rows, {len(mixture.tasks)} of {mixture.n_tasks_in_pool} tasks"
-    print(f"{counted} (by {mixture.method}{by}, rows by {options['row_objective']['name']})\n")
+    print(f"{counted} (by {mixture.method}{by}, rows by {options['row_objective']['name']})")
+    if mixture.cost is not None:
+        print(f"  cost {mixture.cost:g} of a budget of {options['budget']:g}")
+    print()
     tasks = sorted(mixture.tasks, key=lambda task: -task.budget)  # stable: in the order of selection
     shown = tasks[: SHOWN if len(tasks) > SHOWN + 1 else len(tasks)]
     table = [[_clipped(str(t.task)), str(t.size), str(t.budget), f"{t.gain:.5g}"] for t in shown]
@@ -257,8 +270,10 @@ def _report_mix(mixture: Any, manifest: dict[str, Any], out: str) -> None:
 
 def _compare_sizes(rows: list[Any]) -> None:
     """Mixtures of several numbers of tasks, one line each."""
-    print(f"mixtures of {rows[0].n_rows} rows\n")
+    paid = rows[0].cost is not None
+    print("mixtures of one budget\n" if paid else f"mixtures of {rows[0].n_rows} rows\n")
     head = ["tasks", "coverage", "of left out", "effective tasks", "largest share", "duplicates"]
+    head += ["rows", "cost"] if paid else []
     table = [
         [
             str(row.n_tasks),
@@ -267,6 +282,7 @@ def _compare_sizes(rows: list[Any]) -> None:
             f"{row.effective_tasks:.1f}",
             f"{row.largest_share:.2%}",
             str(row.duplicates),
+            *([str(row.n_rows), f"{row.cost:g}"] if paid else []),
         ]
         for row in rows
     ]

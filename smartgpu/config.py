@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from smartgpu.backends import NAMES, resolve
+from smartgpu.baselines import BASELINES, TAU
 from smartgpu.exports import TRAINERS
 from smartgpu.io import FORMATS
 from smartgpu.mixture import METHODS, ORDERS
 from smartgpu.mixture.mixing import SEED
-from smartgpu.objectives import OBJECTIVES, FacilityLocation, GraphCut, LogDet, Objective, as_objective
+from smartgpu.objectives import NAMED, OBJECTIVES, FacilityLocation, GraphCut, LogDet, Objective, as_objective
 from smartgpu.objectives.quality import MISSING, SCALE, SCALES, check_alpha
 from smartgpu.objectives.targets import TARGETS
 from smartgpu.options import FALLBACKS, MAXIMIZERS, PRECISIONS, TIES
@@ -24,12 +25,13 @@ from smartgpu.similarity import KINDS, Rbf, Similarity, as_similarity
 
 ONE = ("select", "rank", "plan", "evaluate", "demo")  # a selection from one pool
 ALL = (*ONE, "mix")
-POOLS = (*ALL, "report")  # what reads a pool
+POOLS = (*ALL, "report", "graph")  # what reads a pool
 RUNS = ("select", "rank", "plan", "demo", "mix")
 MIX = ("mix",)
 QDIT = ("select", "rank", "plan", "mix")
+RATED = (*QDIT, "report")  # what reads quality
 REPORT = ("report",)
-LIMITED = ("select",)
+LIMITED = ("select", "mix")
 BESIDE = ("select", "rank", "plan")
 # Options that are paths of data, whose content counts, or that change no result.
 ASIDE = {
@@ -52,6 +54,7 @@ ASIDE = {
         "quality",
         "alpha_path",
         "include_rows",
+        "tokenizer",
     ),
     *(
         "out",
@@ -84,8 +87,8 @@ class Config:
         None,
         "json, jsonl, csv, parquet (a file, a folder of shards or a glob), a HF dataset folder, or embeddings alone "
         "(npy, npz, safetensors, parquet with an embeddings column)",
-        on=("select", "rank", "plan", "evaluate", "mix", "report"),
-        positional=("select", "rank", "plan", "evaluate", "mix"),
+        on=("select", "rank", "plan", "evaluate", "mix", "report", "graph"),
+        positional=("select", "rank", "plan", "evaluate", "mix", "graph"),
     )
     k: int | float | None = option(
         None,
@@ -104,7 +107,19 @@ class Config:
         "stop at the smallest prefix that reaches this share of what all rows would give",
         on=("select", "plan"),
     )
-    out: str | None = option(None, "output folder", on=(*RUNS, "report"), positional=("report",))
+    neighbors: int | None = option(
+        None, "entries of each row: its most similar rows", on=("graph",), short="-k"
+    )
+    symmetric: bool = option(
+        False, "store a pair where either row is a neighbour of the other", on=("graph",)
+    )
+    no_self: bool = option(False, "no row is its own neighbour", on=("graph",))
+    out: str | None = option(
+        None,
+        "output folder; of graph a file, .npz",
+        on=(*RUNS, "report", "graph"),
+        positional=("report", "graph"),
+    )
     chosen: str | None = option(
         None,
         "rows to score: an output folder, row numbers (one a line, or npy), or rows with a source_row field",
@@ -118,7 +133,9 @@ class Config:
         None, "field that says how a row is worded: a task's budget is split over its templates", on=MIX
     )
     n_tasks: int | None = option(None, "tasks to choose (default: all)", on=MIX)
-    n_rows: int | float | None = option(None, "rows of the mixture, or a share of the pool", on=MIX)
+    n_rows: int | float | None = option(
+        None, "rows of the mixture, or a share of the pool; or --budget", on=MIX
+    )
     method: str = option("smart", "how tasks and their budgets are chosen", on=MIX, choices=METHODS)
     order: str = option("shuffled", "order of the rows in the combined file", on=MIX, choices=ORDERS)
     sweep: Sequence[int] | None = option(
@@ -172,22 +189,35 @@ class Config:
     )
     row_lam: float | None = option(None, "lambda of the row objective (default 0.4, log_det 1)", on=MIX)
     full_order: bool = option(False, "order all rows of the chosen tasks, in mixture.npz", on=MIX)
-    objective: str = option("facility_location", "what to maximise", on=ONE, choices=tuple(OBJECTIVES))
+    objective: str = option("facility_location", "what to maximise", on=ONE, choices=tuple(NAMED))
     lam: float | None = option(None, "lambda of graph_cut (default 0.4) or log_det (default 1)", on=ONE)
+    baseline: str | None = option(
+        None,
+        "choose by a plain rule instead, to compare with",
+        on=("select",),
+        choices=tuple(BASELINES),
+        none="none, greedily",
+    )
+    tau: float | None = option(
+        None,
+        f"of --baseline threshold: similarity from which rows are skipped (default: {TAU})",
+        on=("select",),
+    )
+    clusters: int | None = option(None, "of --baseline cluster: how many (default: k)", on=("select",))
     alpha: float | None = option(
         None, "0 to 1, share of quality against coverage (QDIT); of the rows of a task with mix", on=QDIT
     )
     quality_field: str | None = option(
-        None, "field that holds each row's quality, of the pool or of --quality", on=QDIT
+        None, "field that holds each row's quality, of the pool or of --quality", on=RATED
     )
     quality: str | None = option(
-        None, "file with the quality of each pool row, in pool order: npy, or rows with a field", on=QDIT
+        None, "file with the quality of each pool row, in pool order: npy, or rows with a field", on=RATED
     )
     quality_scale: str | None = option(
         None, "scale between coverage and quality", on=QDIT, choices=SCALES, none="mean"
     )
     quality_missing: str | None = option(
-        None, "what takes the place of missing quality", on=QDIT, choices=MISSING, none="none, refused"
+        None, "what takes the place of missing quality", on=RATED, choices=MISSING, none="none, refused"
     )
     alpha_path: Sequence[float] | None = option(
         None, "alphas to compare instead of selecting: 0,0.1,0.5,1", on=("select",), many=True, commas=True
@@ -200,12 +230,19 @@ class Config:
     )
     cost: str | None = option(
         None,
-        "chars: a row costs the characters of its text over 4, about its tokens",
+        "what the text of a row costs: its tokens, or its characters over 4, about as many in English",
         on=LIMITED,
-        choices=("chars",),
+        choices=("tokens", "chars"),
+        none="none",
     )
     cost_text: Sequence[str] | None = option(
-        None, "fields that --cost chars counts (default: all that hold text)", on=LIMITED, many=True
+        None, "fields that --cost counts (default: all that hold text)", on=LIMITED, many=True
+    )
+    tokenizer: str | None = option(
+        None,
+        "of --cost tokens: a tokenizer.json, a folder that has one, or a name in the Hugging Face cache "
+        "(default: all-MiniLM-L6-v2's)",
+        on=LIMITED,
     )
     quota_field: str | None = option(None, "field whose labels are groups with quotas", on=LIMITED)
     quota_min: Sequence[str] | None = option(
@@ -220,24 +257,26 @@ class Config:
     include_rows: str | None = option(
         None, "rows that must be chosen (as --chosen): they are the first picks", on=LIMITED
     )
-    similarity: str = option("cosine", "similarity of two rows", choices=tuple(KINDS))
-    gamma: float | None = option(None, "gamma of rbf (default 1 / features)")
+    similarity: str = option("cosine", "similarity of two rows", on=(*ALL, "graph"), choices=tuple(KINDS))
+    gamma: float | None = option(None, "gamma of rbf (default 1 / features)", on=(*ALL, "graph"))
     given: str | None = option(
         None,
         "rows already chosen: they count but are not returned (as --chosen)",
-        on=("select", "rank", "plan", "report"),
+        on=(*BESIDE, *MIX, *REPORT),
     )
     exclude: str | None = option(
-        None, "rows that may not be chosen (as --chosen)", on=("select", "rank", "plan", "report")
+        None, "rows that may not be chosen (as --chosen)", on=(*BESIDE, *MIX, *REPORT)
     )
     given_from: str | None = option(
-        None, "file of rows that are not in the pool and count as chosen: embeddings, or texts", on=BESIDE
+        None,
+        "file of rows that are not in the pool and count as chosen: embeddings, or texts",
+        on=(*BESIDE, *MIX),
     )
     exclude_near: str | None = option(
-        None, "file of rows (embeddings or texts) that no chosen row may be close to", on=BESIDE
+        None, "file of rows (embeddings or texts) that no chosen row may be close to", on=(*BESIDE, *MIX)
     )
     exclude_above: float | None = option(
-        None, "the similarity from which a row is too close to these", on=BESIDE
+        None, "the similarity from which a row is too close to these", on=(*BESIDE, *MIX)
     )
     target: str | None = option(
         None, "file of rows (embeddings or texts) that the chosen shall be like: a query set", on=BESIDE
@@ -262,7 +301,9 @@ class Config:
         "embedding model: a folder, or a name in the Hugging Face cache (default: all-MiniLM-L6-v2)",
         on=POOLS,
     )
-    max_tokens: int | None = option(None, "cut texts here (default: the model's own limit)")
+    max_tokens: int | None = option(
+        None, "cut texts here (default: the model's own limit)", on=(*ALL, "graph")
+    )
     batch_size: int = option(64, "texts embedded at a time", on=POOLS)
     device: str | None = option(None, "torch device for embedding (default: the best there is)", on=POOLS)
     cache: str | None = option(
@@ -270,6 +311,13 @@ class Config:
     )
     backend: str = option("auto", "what computes", on=POOLS, choices=NAMES)
     maximizer: str = option("lazy", "how the greedy picks are found", choices=MAXIMIZERS, on=RUNS)
+    polish: bool | int | float | None = option(
+        None,
+        "exchange chosen rows for others while that improves the objective: until no swap does, or for so many swaps "
+        "(an integer) or seconds (a number with a decimal point) at most",
+        on=("select", "mix"),
+        bare=True,
+    )
     precision: str = option(
         "auto", "triton only: what features and their products are", on=POOLS, choices=PRECISIONS
     )
@@ -280,7 +328,11 @@ class Config:
         choices=FALLBACKS,
     )
     tie_break: str = option("low", "index that wins among equal gains", choices=TIES, on=RUNS)
-    epsilon: float = option(0.01, "stochastic only: n / k ln(1 / epsilon) candidates a pick", on=RUNS)
+    epsilon: float = option(
+        0.01,
+        "stochastic: n / k ln(1 / epsilon) candidates a pick; threshold: each is 1 - epsilon of the one before",
+        on=RUNS,
+    )
     seed: int = option(
         0,
         "stochastic only; with mix, of the shuffle and all that is random (default: 23)",
@@ -301,7 +353,9 @@ class Config:
         on=REPORT,
     )
     projection: str = option("auto", "how rows are drawn in the plane", on=REPORT, choices=PROJECTIONS)
-    overwrite: bool = option(False, "start anew, replacing what OUT holds of another run", on=RUNS)
+    overwrite: bool = option(
+        False, "start anew, replacing what OUT holds of another run", on=(*RUNS, "graph")
+    )
     quiet: bool = option(False, "no progress bars, warnings only", on=(*POOLS, "doctor"), short="-q")
     verbose: bool = option(
         False, "more log lines, and where an error came from", on=(*POOLS, "doctor"), short="-v"
@@ -334,6 +388,8 @@ class Config:
             name: getattr(self, name)
             for name in ("quality", "quality_field", "quality_scale", "quality_missing")
         }
+        if self.baseline is not None:  # whose quality is weighed against nothing
+            return None
         alphas = list(self.alpha_path or ()) + ([] if self.alpha is None else [self.alpha])
         if not alphas:
             for name, value in named.items():
@@ -369,7 +425,8 @@ class Config:
     def how(self) -> dict[str, Any]:
         """Keyword arguments of select() that say how to run."""
         names = ("maximizer", "tie_break", "epsilon", "seed", "threads", "memory", "precision", "fallback")
-        return {"backend": resolve(self.backend), **{name: getattr(self, name) for name in names}}
+        found = {name: getattr(self, name) for name in names}
+        return {"backend": resolve(self.backend), **found, "polish": self.polish}
 
     def record(self, command: str) -> dict[str, Any]:
         """The options on which the result depends, as JSON values. Data enter by content (runs.py), not by path."""
@@ -438,6 +495,8 @@ def _scalar(f: dataclasses.Field, value: Any, where: str) -> Any:
         raise ValueError(f"{where} must be one of {', '.join(choices)}, got {value!r}{hint}")
     if f.name == "memory":  # bytes, or a size like "4GB"
         return str(value)
+    if f.metadata.get("bare") and isinstance(value, bool):
+        return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind == "bool":
         fits, expected = isinstance(value, bool), "true or false"

@@ -10,6 +10,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import platform
 import re
@@ -94,7 +95,7 @@ NEEDED = (
 EXTRAS = (
     ("torch", "pip install 'smartgpu[gpu]'", "backend triton, tensors as input, embedding"),
     ("triton", "pip install 'smartgpu[gpu]'", "backend triton"),
-    ("cupy", "pip install 'smartgpu[cuda12]' or [cuda13]", "CuPy arrays as input"),
+    ("cupy", "pip install 'smartgpu[cuda12]' or [cuda13]", "CuPy arrays as input, CUDA kernels"),
     ("sentence_transformers", "pip install 'smartgpu[text]'", "embedding of text"),
     ("datasets", "pip install 'smartgpu[hf]'", "HF dataset folders, --format hf"),
     ("safetensors", "pip install 'smartgpu[io]'", "embeddings in .safetensors"),
@@ -254,6 +255,18 @@ def _compiler() -> Finding:
     return Finding(group, name, OK, told)
 
 
+def _cuda() -> Finding:
+    """Whether the kernels of csrc/ can be built and started here, and compute what Triton's do."""
+    name, enables = "cuda kernels", "many groups, and a selection's sparse tail, in one launch"
+    found = _ask("launching", timeout=CHECK_TIMEOUT)
+    if "error" in found:
+        return Finding("self-check", name, WRONG, f"{found['error']}: Triton does their work", enables)
+    if "missing" in found:
+        return Finding("self-check", name, MISSING, found["missing"], enables)
+    told = f"{found['groups']} groups in one launch are those of one by one, {found['seconds']:.1f} s"
+    return Finding("self-check", name, OK, told, enables)
+
+
 def _backend(name: str) -> Finding:
     found = _ask("checking", name, timeout=CHECK_TIMEOUT)
     label = f"backend {name}"
@@ -274,6 +287,7 @@ def examine() -> Report:
         _model,
         *(lambda name=name: _backend(name) for name in BACKENDS),
         _compiler,
+        _cuda,
         _auto,
     ]
     with ThreadPoolExecutor(2) as pool:
@@ -363,6 +377,48 @@ def compiling() -> dict[str, Any]:
     return {"arch": arch, "bytes": len(compiled.asm["cubin"]), "seconds": seconds}
 
 
+def launching() -> dict[str, Any]:
+    """Selections in groups by one launch, and by Triton group after group."""
+    for module in ("torch", "triton"):
+        if importlib.util.find_spec(module) is None:
+            return {"missing": f"{module} is not installed"}
+    import smartgpu
+    from smartgpu.backends import cuda, device
+
+    found = cuda.find()
+    if not found.usable:
+        return {"error" if found.level == logging.WARNING else "missing": found.missing}
+    at, start = device.open_device(), time.perf_counter()
+    said = _Said()
+    logging.getLogger("smartgpu").addHandler(said)
+    x = np.random.default_rng(0).standard_normal((600, 64)).astype(np.float32) + 0.3
+    labels = np.arange(600) % 5
+    got = smartgpu.select_many(x, labels, 20, backend="triton")
+    if cuda.kernels(at) is None or said.lines:
+        return {"error": said.lines[0] if said.lines else "no kernels"}
+    cuda.give_up(at, "the second time")
+    want = smartgpu.select_many(x, labels, 20, backend="triton")
+    for label, sel in want.items():
+        if not (
+            np.array_equal(got[label].indices, sel.indices) and np.array_equal(got[label].gains, sel.gains)
+        ):
+            raise AssertionError(
+                f"group {label}: rows {got[label].indices[:5]}..., by Triton {sel.indices[:5]}..."
+            )
+    return {"groups": len(want), "seconds": time.perf_counter() - start}
+
+
+class _Said(logging.Handler):
+    """Warnings, kept."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def checking(name: str) -> dict[str, Any]:
     """Selections by a backend, every pick and gain against the float64 reference."""
     if name == "triton":
@@ -422,5 +478,5 @@ def compare(indices, gains, value: float, problem: Any, unit: float, what: str) 
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (importing, resolving, finding_model, compiling, checking)
+    f.__name__: f for f in (importing, resolving, finding_model, compiling, launching, checking)
 }

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from smartgpu.files import default_cache
+
 __all__ = ["DEFAULT_MODEL", "default_cache", "embed"]
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -100,12 +102,6 @@ def embed(
             here = rows[ends[low] : ends[low + len(part)]]
             out[here] = block[which[here] - low]
     return out
-
-
-def default_cache() -> Path:
-    """The package's cache folder: $SMARTGPU_CACHE, else $XDG_CACHE_HOME/smartgpu, else ~/.cache/smartgpu."""
-    own = os.environ.get("SMARTGPU_CACHE")
-    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "smartgpu").expanduser()
 
 
 def _checked_int(name: str, value: Any, least: int) -> int:
@@ -183,7 +179,7 @@ def find_model(model: str | Path | None) -> _Source:
     elif (folder := Path(model).expanduser()).is_dir():
         name = folder.resolve().name
     else:
-        folder, name = _hub_folder(str(model)), str(model)
+        folder, name = hub_folder(str(model)), str(model)
     return _Source(name, folder, _identity(folder))
 
 
@@ -207,7 +203,7 @@ def _default_folder() -> Path:
     return weights[0].parent
 
 
-def _hub_folder(name: str) -> Path:
+def hub_folder(name: str) -> Path:
     """Snapshot of a hub name in the local Hugging Face cache, or a ValueError that says how to get it."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
         raise ValueError(f"model must be a folder or a model's name, and there is no folder {name!r}")

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and where the package keeps what it can make again."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         _remove(name)
         raise
+
+
+def default_cache() -> Path:
+    """The package's cache folder: $SMARTGPU_CACHE, else $XDG_CACHE_HOME/smartgpu, else ~/.cache/smartgpu."""
+    own = os.environ.get("SMARTGPU_CACHE")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "smartgpu").expanduser()
 
 
 def _remove(name: str) -> None:

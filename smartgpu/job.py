@@ -19,6 +19,7 @@ from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.objectives.outside import check_outside, scratch
 from smartgpu.options import Options, bytes_text
 from smartgpu.similarity import Matrix, Precomputed, Similarity, as_similarity
+from smartgpu.sparse import SparseRows, as_sparse_rows, is_sparse
 from smartgpu.version import __version__
 
 
@@ -45,8 +46,13 @@ class Job:
         else:
             spec = spec.on_host()
         read = as_similarity_matrix if isinstance(kind, Precomputed) else as_matrix
-        x = read(X, tensors=on_device)
+        rows = is_sparse(X) and not spec.similar and read is as_matrix
+        x = as_sparse_rows(X) if rows else read(X, tensors=on_device)
         spec.check(x, kind)
+        if options.polish is not None:
+            if backend == "reference":
+                raise ValueError("polish is not for backend 'reference', which is plain greedy")
+            spec.need_swaps()
         return cls(x, kind, spec, options)
 
     @property
@@ -75,7 +81,7 @@ class Job:
         """The pool for the reference; ValueError where its n x n matrices would be too large."""
         if self.n > 20_000:
             raise ValueError(f"backend 'reference' holds n x n matrices in float64: n <= 20000, got {self.n}")
-        return self.x.to_dense() if isinstance(self.x, Matrix) else self.x
+        return self.x.to_dense() if isinstance(self.x, (Matrix, SparseRows)) else self.x
 
     @property
     def planned(self) -> bool:
@@ -126,6 +132,8 @@ class Job:
         """What the selection is and costs; stream: with features that stay on the host of a device."""
         sizes = find_backend(self.options.backend).footprint(self.x, self.kind, **self.how(), **how)
         shape = Shape.of(self.x, self.kind, picks, sizes, coverage)
+        if self.options.polish is not None:
+            shape = replace(shape, swaps=True)
         return shape, self.objective.cost(shape) + Cost(
             (
                 Part("bounds and order of the candidates", sizes.search(self.n)),

@@ -32,6 +32,12 @@ class Labels:
         order = np.argsort(self.codes, kind="stable")
         return np.split(order, np.cumsum(self.sizes())[:-1])
 
+    def take(self, rows: np.ndarray) -> Labels:
+        """The labels of these rows, numbered anew by first appearance among them."""
+        there, first, codes = np.unique(self.codes[rows], return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        return Labels(tuple(self.names[i] for i in there[order]), np.argsort(order)[codes.reshape(-1)])
+
 
 def as_labels(value: Any, n: int, name: str, *, missing: bool = False) -> Labels:
     """Labels of n rows: a sequence, ndarray, tensor, pyarrow array, or column of a data frame or data set.

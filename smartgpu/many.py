@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +16,16 @@ import numpy as np
 from smartgpu.arrays import as_count, as_similarity_matrix
 from smartgpu.backends import find_backend, open_backend, resolve
 from smartgpu.backends.whole import MOST
+from smartgpu.constraints import Quotas, as_budget, as_costs, as_quotas
 from smartgpu.job import Job
 from smartgpu.labels import Label, Labels, as_labels, listed
+from smartgpu.near import Barred, Near, RowSets, bar
 from smartgpu.objectives import FacilityLocation, Objective
 from smartgpu.options import Options, make_options
-from smartgpu.selecting import select_checked
+from smartgpu.parts import Cutter, Part, check_quotas, cut_quotas
 from smartgpu.selection import Selection
 from smartgpu.similarity import Cosine, CosineShifted, CosineSquared, Matrix, Similarity
+from smartgpu.together import together
 from smartgpu.workers import Workers, cpu_count, default_memory, one_thread
 
 ALONE = 1 << 14  # rows from which a group has all threads: there is work enough in its blocks
@@ -36,6 +40,12 @@ def select_many(
     similarity: str | Similarity = "cosine",
     backend: str = "auto",
     *,
+    cost: Any = None,
+    rows: Mapping[Label, int | float] | int | float | None = None,
+    quotas: Any = None,
+    given: Any = None,
+    include: Any = None,
+    exclude: Any = None,
     threads: int | None = None,
     report: Callable[[Label, Selection], None] | None = None,
     done: Mapping[Label, Selection] | None = None,
@@ -46,33 +56,47 @@ def select_many(
     X           (n, d) embeddings, as for select(); with similarity="precomputed" the (n, n) matrix
     groups      n labels, one per row: all ints or all strings, in any order
     budgets     {label: rows}, for every label that occurs and no other; or one number for all. As k of select(), a
-                float in (0, 1] is a share of the group
+                float in (0, 1] is a share of the group. With `cost`: {label: what its rows may cost together}, or one
+                number for all, as budget of select()
     objective   as for select(); per-row arrays (weights, scores) have n entries, and each group gets its own
+    cost        (n,) numbers > 0, what each row takes of its group's budget: tokens, for example
+    rows        with `cost`, the most rows of each group besides, as budgets are without: whichever binds first
+    quotas      a smartgpu.Quotas, or a list of them, whose labels have n entries: every group keeps to them by itself.
+                Shares are of its own number of rows; what is asked of a label holds in the groups that have it, and a
+                minimum in a group that has not is refused
+    given, include, exclude   as for select(), rows of X: each group takes those that it has. Rows from elsewhere, and
+                Near, hold for all
     threads     of the CPU: many small groups at once with one thread each, the largest one after the other with all
     report      called with (label, selection) when a group is done, from one thread at a time
     done        selections that are there already, as report() got them: their groups are not selected again
     options     fields of smartgpu.Options, as for select(), but for checkpoint and plan
 
     Returns {label: Selection} in the order in which labels first occur. The indices are rows of X; they, the gains and
-    f(S) are, bit for bit, those of select(X[rows], budget) with the group's rows ascending, whatever the order, the
-    threads and what is done already. Raises, before any work, ValueError for budgets that do not fit the groups
-    (naming all that do not), and as select() does.
+    f(S) are, bit for bit, those of select(X[rows], budget) with the group's rows ascending and its part of the other
+    arguments, whatever the order, the threads and what is done already. (On a GPU with CuPy, one launch selects in all
+    groups; gains of graph cut and log-determinant then differ in their last places, see docs/kernels.md.) Raises,
+    before any work, ValueError for what does not fit the groups (naming all that it does not), and as select() does.
     """
     how = make_options({"backend": backend, **options, "threads": threads})
     job = Job.check(X, objective, similarity, how)
     check_groups(job)
     labels = as_labels(groups, job.n, "groups")
-    counts = as_budgets(budgets, labels)
-    rows = labels.rows()
+    sets, elsewhere, near = RowSets.of(job.n, given, include, exclude)
+    job = job.beside(elsewhere, [each.rows for each in near])
+    if rows is not None and cost is None:
+        raise ValueError("rows goes with cost: without it, budgets are the rows of each group")
+    if cost is not None:
+        cost = as_costs(cost, job.n)
+    asked = _asked(budgets, rows, cost, labels)
+    parts = _parts(job, X, labels, asked, sets, near, cost, as_quotas(quotas))
     place = {name: g for g, name in enumerate(labels.names)}
     beyond = [name for name in done or () if name not in place]
     if beyond:
         raise ValueError(f"done has selections for {listed(beyond)}, which no row has")
     kept = {
-        name: check_done(selection, name, rows[place[name]], counts[place[name]], job)
-        for name, selection in (done or {}).items()
+        name: check_done(selection, name, parts[place[name]], job) for name, selection in (done or {}).items()
     }
-    todo = [g for g in range(len(rows)) if labels.names[g] not in kept]
+    todo = [g for g in range(len(parts)) if labels.names[g] not in kept]
     found: dict[Label, Selection] = {}
 
     def finish(g: int, selection: Selection) -> None:
@@ -80,33 +104,96 @@ def select_many(
         if report is not None:
             report(labels.names[g], selection)
 
-    select_groups(job, X, {g: (rows[g], counts[g]) for g in todo}, finish)
+    select_groups(job, X, {g: parts[g] for g in todo}, finish)
     return {name: kept[name] if name in kept else found[name] for name in labels.names}
 
 
-def as_budgets(budgets: Any, labels: Labels) -> list[int]:
-    """Rows to choose for each label, in the order of labels.names. ValueError names all budgets that do not fit."""
+def _asked(budgets: Any, rows: Any, cost: Any, labels: Labels) -> list[tuple[int | None, float | None]]:
+    """(rows, money) of each group, in the order of labels.names. ValueError names all that do not fit."""
     sizes = labels.sizes()
-    if not isinstance(budgets, Mapping):
-        budgets = dict.fromkeys(labels.names, budgets)
+
+    def count(value: Any, g: int, what: str) -> int:
+        return as_count(value, int(sizes[g]), what)
+
+    if cost is None:
+        return [(number, None) for number in _per_group(budgets, labels, count, "budget")]
+    money = _per_group(budgets, labels, lambda value, _, what: as_budget(value, what), "budget")
+    if rows is None:
+        return [(None, each) for each in money]
+    return list(zip(_per_group(rows, labels, count, "number of rows"), money, strict=True))
+
+
+def _per_group(values: Any, labels: Labels, read: Callable[[Any, int, str], Any], noun: str) -> list[Any]:
+    """A number for each label, in the order of labels.names. ValueError names all labels whose does not fit."""
+    if not isinstance(values, Mapping):
+        values = dict.fromkeys(labels.names, values)
     wrong = []
-    lacking = [name for name in labels.names if name not in budgets]
+    lacking = [name for name in labels.names if name not in values]
     if lacking:
-        wrong.append(f"no budget for {listed(lacking)}")
-    beyond = [name for name in budgets if name not in set(labels.names)]
+        wrong.append(f"no {noun} for {listed(lacking)}")
+    beyond = [name for name in values if name not in set(labels.names)]
     if beyond:
-        wrong.append(f"budgets for {listed(beyond)}, which no row has")
-    counts = []
-    for name, size in zip(labels.names, sizes, strict=True):
-        if name in budgets:
+        wrong.append(f"{noun}s for {listed(beyond)}, which no row has")
+    out = []
+    for g, name in enumerate(labels.names):
+        if name in values:
             try:
-                counts.append(as_count(budgets[name], int(size), f"the budget of {name!r}"))
+                out.append(read(values[name], g, f"the {noun} of {name!r}"))
             except ValueError as error:
                 wrong.append(str(error))
+    _refuse(f"{noun}s do not fit the groups", wrong)
+    return out
+
+
+def _parts(
+    job: Job,
+    X: Any,
+    labels: Labels,
+    asked: list[tuple[int | None, float | None]],
+    sets: RowSets,
+    near: list[Near],
+    cost: np.ndarray | None,
+    quotas: tuple[Quotas, ...],
+) -> list[Part]:
+    """What is asked of each group. ValueError names all groups of which it cannot be had."""
+    rows = labels.rows()
+    fields = [check_quotas(each, job.n) for each in quotas]
+    cut, wrong, parts = bar_groups(job, X, rows, sets, near, cost), [], []
+    for g, (name, (count, money)) in enumerate(zip(labels.names, asked, strict=True)):
+        try:
+            own = tuple(cut_quotas(q, field, rows[g]) for q, field in zip(quotas, fields, strict=True))
+            parts.append(cut.part(g, count, money, quotas=own).checked(job))
+        except ValueError as error:
+            wrong.append(f"{name!r}: {error}")
+    _refuse("limits do not fit the groups", wrong)
+    return parts
+
+
+def _refuse(what: str, wrong: list[str]) -> None:
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"budgets do not fit the groups: {'; '.join(wrong[:8])}{more}")
-    return counts
+        raise ValueError(f"{what}: {'; '.join(wrong[:8])}{more}")
+
+
+def bar_groups(
+    job: Job,
+    X: Any,
+    groups: Sequence[np.ndarray],
+    sets: RowSets,
+    near: Sequence[Near],
+    cost: np.ndarray | None = None,
+) -> Cutter:
+    """What cuts these sets into groups, with what is near excluded. O(n m d) where something is to be near to.
+
+    Each group is a pool of its own, for similarities that depend on the pool. ValueError where such a row is included.
+    """
+    barred: list[tuple[Barred, ...]] = []
+    for rows in groups if near else ():
+        part = _part(job, X, rows, job.options)
+        found = [bar(part, each) for each in near]
+        barred.append(tuple(dataclasses.replace(each, rows=rows[each.rows]) for each in found))
+    sets = sets.without(each for some in barred for each in some)
+    return Cutter(job.n, groups, sets, cost, barred)
 
 
 def check_groups(job: Job) -> None:
@@ -121,50 +208,64 @@ def check_groups(job: Job) -> None:
         raise ValueError(f"a precomputed similarity of groups must be square, rows x rows, got {job.x.shape}")
 
 
-def check_done(selection: Selection, label: Any, rows: np.ndarray, count: int, job: Job) -> Selection:
-    """A finished selection of `count` of these rows, cut to that many. ValueError where it is of something else."""
-    same = selection.n == job.n and selection.similarity == job.kind.describe() and selection.k >= count
-    if job.objective.counted:  # the first rows of more are others
-        same = same and selection.k == count
-    if not (same and np.isin(selection.indices, rows, assume_unique=True).all()):
+def check_done(selection: Selection, label: Any, part: Part, job: Job) -> Selection:
+    """A finished selection of what is asked of a group, cut to it. ValueError where it is of something else."""
+    count, limits = part.count, selection.limits or {}
+    same = selection.n == job.n and selection.similarity == job.kind.describe()
+    if not part.counted:
+        same &= selection.k <= count
+    elif job.objective.counted or job.options.polish is not None:  # the first rows of more are others
+        same &= selection.k == count
+    else:
+        same &= selection.k >= count
+    same &= limits.get("budget") == part.money
+    quotas = json.loads(json.dumps([each.describe() for each in part.quotas]))  # as a file gives them back
+    same &= json.loads(json.dumps(limits.get("quotas", []))) == quotas
+    same &= limits.get("include", []) == part.rows[part.sets.include].tolist()
+    if not (same and np.isin(selection.indices, part.rows[part.open], assume_unique=True).all()):
+        what = f"{count}" if part.money is None else f"what {part.money:g} pays for"
         raise ValueError(
-            f"done[{label!r}] must be a selection of {count} of the {len(rows)} rows of that group, got {selection!r}"
+            f"done[{label!r}] must be a selection of {what} of the {part.room} rows of that group, got {selection!r}"
         )
     return selection.prefix(count) if count < selection.k else selection
 
 
 def select_groups(
-    job: Job, X: Any, todo: Mapping[Any, tuple[np.ndarray, int]], finish: Callable[[Any, Selection], None]
+    job: Job, X: Any, todo: Mapping[Any, Part], finish: Callable[[Any, Selection], None]
 ) -> None:
-    """Select in every group of todo {key: (rows, budget)}; finish(key, selection) is called for one at a time.
+    """Select in every group of todo; finish(key, selection) is called for one at a time, in rows of the pool.
 
     X is the pool as the user gave it. The groups' order and the threads change no result.
     """
     threads = job.options.threads or cpu_count()
-    order = sorted(todo, key=lambda g: -len(todo[g][0]))  # largest first
+    order = sorted(todo, key=lambda g: -len(todo[g].rows))  # largest first
     quiet, described = dataclasses.replace(job.options, progress=False), job.options.to_dict()
     share = (job.options.memory or default_memory()) // threads
     lock = threading.Lock()
 
     def work(some: list, options: Options, share: int | None) -> None:
-        if len(some) > 1 or _alike(job, *todo[some[0]]):
+        if len(some) > 1 or _alike(job, todo[some[0]]):
             results = _select_alike(job, [todo[g] for g in some])
         else:
-            rows, count = todo[some[0]]
-            results = [select_checked(lambda how: _part(job, X, rows, how), count, options, share)]
+            part = todo[some[0]]
+            results = [part.select(lambda how: _part(job, X, part.rows, how), options, share)]
         with lock:
             for g, got in zip(some, results, strict=True):
-                rows = todo[g][0]
-                got = dataclasses.replace(got, indices=rows[got.indices], n=job.n, options=described)
-                finish(g, got)
-                tick()
+                deliver(g, got)
 
-    beside = {g for g in order if _fits(job, *todo[g], share)}
+    def deliver(g: Any, got: Selection) -> None:
+        finish(g, dataclasses.replace(todo[g].in_pool(got, job.n), options=described))
+        tick()
+
+    beside = {g for g in order if _fits(job, todo[g], share)}
     if resolve(job.options.backend) != "numpy":
         beside = set()
     with _bar(job.options, len(order)) as tick:
+        at_once = together(job, {g: todo[g] for g in order})
+        for g, got in at_once.items():
+            deliver(g, got)
         for g in order:
-            if g not in beside:
+            if g not in beside and g not in at_once:
                 work([g], quiet, None)
         batches = _batches(job, todo, [g for g in order if g in beside])
         single = dataclasses.replace(quiet, threads=1)
@@ -181,7 +282,7 @@ def select_groups(
             pool.shutdown(cancel_futures=True)  # after an error or an interruption
 
 
-def _alike(job: Job, rows: np.ndarray, count: int) -> bool:
+def _alike(job: Job, part: Part) -> bool:
     """Whether a group is small, and its similarities are those of the pool: it can be selected from with others."""
     spec, options = job.objective, job.options
     plain = isinstance(spec, FacilityLocation) and spec.weights is None and spec.represented is None
@@ -189,16 +290,17 @@ def _alike(job: Job, rows: np.ndarray, count: int) -> bool:
         job.kind, (Cosine, CosineShifted, CosineSquared)
     )  # no scale and no mean of the group's own
     usual = resolve(options.backend) == "numpy" and options.maximizer == "lazy" and options.memory is None
-    return len(rows) <= MOST and plain and by_rows and usual
+    alone = part.plain and job.outside is None and options.polish is None
+    return len(part.rows) <= MOST and plain and by_rows and usual and alone
 
 
-def _batches(job: Job, todo: Mapping[Any, tuple[np.ndarray, int]], order: list) -> list[list]:
+def _batches(job: Job, todo: Mapping[Any, Part], order: list) -> list[list]:
     """Groups one by one, largest first; small ones together, as many as fit the caches."""
     out: list[list] = []
     room = rows = 0
     for g in order:
-        n = len(todo[g][0])
-        if not _alike(job, *todo[g]):
+        n = len(todo[g].rows)
+        if not _alike(job, todo[g]):
             out.append([g])
         elif room >= 1 and rows >= n:
             out[-1].append(g)
@@ -209,15 +311,18 @@ def _batches(job: Job, todo: Mapping[Any, tuple[np.ndarray, int]], order: list) 
     return out
 
 
-def _select_alike(job: Job, groups: list[tuple[np.ndarray, int]]) -> list[Selection]:
+def _select_alike(job: Job, groups: list[Part]) -> list[Selection]:
     """Selections in small groups, with indices of the groups: the features of all are prepared at once."""
     start = time.perf_counter()
     workers = Workers(1)
-    x = job.x[np.concatenate([rows for rows, _ in groups])]
+    x = job.x[np.concatenate([part.rows for part in groups])]
     geometry = find_backend("numpy").prepare(job.kind, x, workers=workers)
     backend = open_backend("numpy", geometry, threads=1, spare=0)
-    ends = np.cumsum([len(rows) for rows, _ in groups]).tolist()
-    parts = [(end - len(rows), len(rows), count) for end, (rows, count) in zip(ends, groups, strict=True)]
+    sizes = [len(part.rows) for part in groups]
+    parts = [
+        (end - n, n, part.count)
+        for end, n, part in zip(np.cumsum(sizes).tolist(), sizes, groups, strict=True)
+    ]
     ready = time.perf_counter()
     with one_thread():
         found = backend.together(parts, job.options.tie_break == "low")
@@ -240,18 +345,21 @@ def _select_alike(job: Job, groups: list[tuple[np.ndarray, int]]) -> list[Select
     ]
 
 
-def _fits(job: Job, rows: np.ndarray, count: int, share: int) -> bool:
+def _fits(job: Job, part: Part, share: int) -> bool:
     """Whether a group is selected from beside others: it is not large, and needs no more than its share of `memory`.
 
     ValueError where a group cannot do with the `memory` that is given.
     """
+    rows, picks = part.rows, part.count + len(part.sets.given)
     if job.options.memory is None or isinstance(job.x, Matrix) or not job.planned:
         return len(rows) <= ALONE and job.options.memory is None
-    like = Job(job.x[: len(rows)], job.kind, job.objective.take(rows), job.options)  # as large as the group
-    like = like.sized(count)
-    like.budget(count)
+    like = dataclasses.replace(
+        job, x=job.x[: len(rows)], objective=job.objective.take(rows)
+    )  # as large as the group
+    like = like.sized(part.count)
+    like.budget(picks)
     like.options = dataclasses.replace(job.options, threads=1)
-    return len(rows) <= ALONE and like.budget(count).cost.least <= share
+    return len(rows) <= ALONE and like.budget(picks).cost.least <= share
 
 
 def _part(job: Job, X: Any, rows: np.ndarray, options: Options) -> Job:
@@ -259,8 +367,8 @@ def _part(job: Job, X: Any, rows: np.ndarray, options: Options) -> Job:
     spec = job.objective.take(rows)
     if not isinstance(job.x, Matrix):
         if options.backend != job.options.backend:  # the fallback, which may want the rows elsewhere
-            return Job.check(job.x[rows], spec, job.kind, options)
-        return Job(job.x[rows], job.kind, spec, options)
+            return Job.check(job.x[rows], spec, job.kind, options).beside(job.outside, [])
+        return dataclasses.replace(job, x=job.x[rows], objective=spec, options=options)
     if job.x.dense is not None:
         block = job.x.dense[rows][:, rows]
     else:

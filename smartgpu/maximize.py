@@ -1,4 +1,4 @@
-"""Maximizers: naive, lazy in batches, and stochastic greedy, over any objective state.
+"""Maximizers: naive, lazy in batches, stochastic and threshold greedy, over any objective state.
 
 A pick is the candidate with the largest (gain, then index): the lowest index wins ties, or the highest where
 tie_break="high". Comparing gains alone would go wrong on copies.
@@ -25,7 +25,7 @@ LOWEST = np.finfo(
 def maximize(
     state: State, picker: Picker, maximizer: str, *, tie_break: str, epsilon: float, seed: int
 ) -> None:
-    """Make the picks that are still to be made: "lazy", "naive" or "stochastic"."""
+    """Make the picks that are still to be made: "lazy", "naive", "stochastic" or "threshold"."""
     order = Order(tie_break)
     if picker.done:
         return
@@ -33,6 +33,8 @@ def maximize(
         lazy(state, picker, order)
     elif maximizer == "naive":
         naive(state, picker, order)
+    elif maximizer == "threshold":
+        threshold(state, picker, order, epsilon=epsilon)
     else:
         stochastic(state, picker, order, epsilon=epsilon, seed=seed)
 
@@ -227,6 +229,7 @@ class Bounds:
     def __init__(self, state: State, constraint: Constraint):
         self.state, self.constraint = state, constraint
         self.t = 0
+        self.least = 1.0  # of what the bounds outside a batch are divided by
         self.keys = np.full(state.n, CLOSED)
         self.fresh: list[tuple[np.ndarray, np.ndarray]] = []  # (candidates, gains) without a margin yet
         self._reset(*state.bounds())
@@ -267,11 +270,12 @@ class Bounds:
         rest = order.best(bounds)
         limit = float(bounds[rest])
         bounds[cols] = held
+        self.least = self.constraint.least_divisor()
         return rest, limit
 
     def rise(self, picks: int) -> float:
-        """How much more than now a bound may be `picks` picks later."""
-        return self.state.margin + self.state.slack * picks if picks else 0.0
+        """How much more than now a rate outside may be `picks` picks later."""
+        return (self.state.margin + self.state.slack * picks) / self.least if picks else 0.0
 
     def advance(self, picks: int) -> None:
         """That many picks were made: what was fresh is stale."""
@@ -296,11 +300,21 @@ class Bounds:
 def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, seed: int) -> None:
     """Stochastic greedy: at each pick the best of a fresh sample of ceil(n / k ln(1 / epsilon)) open candidates.
 
+    An epsilon of 1 or more is the size of the sample itself (submodlib's meaning; Options takes none of these).
     (1 - 1/e - epsilon) f(OPT) in expectation, O(n ln(1 / epsilon)) evaluations (Mirzasoleiman et al., AAAI 2015).
     """
+    constraint = picker.constraint
+    size = int(epsilon)
+    if epsilon < 1:
+        size = max(1, int(np.ceil(constraint.open.sum() / max(constraint.k, 1) * np.log(1 / epsilon))))
+    sampled(state, picker, order, np.random.default_rng(seed), size)
+
+
+def sampled(
+    state: State, picker: Picker, order: Order, rng: np.random.Generator | np.random.RandomState, size: int
+) -> None:
+    """At each pick the best of a fresh sample of `size` open candidates."""
     constraint, run = picker.constraint, picker.run
-    rng = np.random.default_rng(seed)
-    size = max(1, int(np.ceil(constraint.open.sum() / max(constraint.k, 1) * np.log(1 / epsilon))))
     while not picker.done:
         candidates = np.flatnonzero(constraint.open)
         cols = np.sort(rng.choice(candidates, min(size, len(candidates)), replace=False))
@@ -316,3 +330,76 @@ def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, se
             break
         state.add(cols[b : b + 1])
         picker.take(int(cols[b]), float(gains[b]))
+
+
+def threshold(state: State, picker: Picker, order: Order, *, epsilon: float) -> None:
+    """Threshold greedy: for w = d, (1 - epsilon) d, (1 - epsilon)^2 d, ..., each row in turn whose gain is w or more.
+
+    d is the largest gain at first. Every pick has at least 1 - epsilon of the largest gain there is, down to
+    w = epsilon d / n; what is still to be picked then comes in turn too, rows of gain 0 included. (1 - 1/e - epsilon)
+    f(OPT), O(n / epsilon log(n / epsilon)) evaluations (Badanidiyuru and Vondrak, SODA 2014), of which bounds save
+    most: a row is looked at again only where its last gain was w or more. The thresholds do not depend on k, so that
+    the first picks of more rows are those of fewer. With costs, thresholds are of gain / cost.
+    """
+    known = Bounds(state, picker.constraint)
+    first = _largest(state, picker, order, known)
+    i, w = 0, first
+    while first > 0 and w >= epsilon * first / state.n and not picker.done:
+        _band(state, picker, order, known, w)
+        most = float(picker.constraint.rate(known.now()).max())
+        i, w = i + 1, first * (1 - epsilon) ** (i + 1)
+        while w > max(most, epsilon * first / state.n):  # nobody reaches these
+            i, w = i + 1, first * (1 - epsilon) ** (i + 1)
+    if not picker.done:
+        _band(state, picker, order, known, 0.0)
+    if not picker.done:  # only gains below 0 are left
+        lazy(state, picker, order)
+
+
+def _largest(state: State, picker: Picker, order: Order, known: Bounds) -> float:
+    """The largest rate there is, by evaluating candidates until none outside can have a larger one."""
+    size = state.reach
+    while True:
+        known.improve()
+        cols = order.top(picker.constraint.rate(known.now()), min(size, state.max_batch))
+        gains = state.evaluate(cols).gains
+        picker.run.evaluations += len(cols)
+        known.set(cols, gains)
+        best = float(picker.constraint.rate(np.maximum(gains, LOWEST), cols).max())
+        if best >= known.best_outside(cols, order)[1]:
+            return best
+        size *= 2
+
+
+def _band(state: State, picker: Picker, order: Order, known: Bounds, w: float) -> None:
+    """Each row in turn whose rate is w or more when it is looked at: one pass, evaluated in batches."""
+    constraint, run = picker.constraint, picker.run
+    first, last = 0, state.n  # rows not looked at yet
+    batch = None
+    while not picker.done:
+        del batch  # its columns, before others are kept
+        known.improve()
+        cols = first + np.flatnonzero(constraint.rate(known.now())[first:last] >= w)
+        if not len(cols):
+            return
+        size = min(2 * state.active, state.max_batch)
+        cols = cols[:size] if order.low else cols[-size:]
+        first, last = (int(cols[-1]) + 1, last) if order.low else (first, int(cols[0]))
+        batch = state.evaluate(cols)
+        run.evaluations += len(cols)
+        known.set(cols, batch.gains)
+        turn = np.arange(len(cols)) if order.low else np.arange(len(cols))[::-1]
+        picks = 0
+        while not picker.done:
+            gains = np.where(constraint.open[cols], np.maximum(batch.gains, LOWEST), CLOSED)
+            enough = np.flatnonzero(constraint.rate(gains, cols)[turn] >= w)
+            if not len(enough):
+                break
+            b, turn = int(turn[enough[0]]), turn[enough[0] + 1 :]
+            gain = float(gains[b])
+            batch.accept(b)
+            picker.take(int(cols[b]), gain)
+            picks += 1
+        if picks:
+            known.advance(picks)
+            known.set(cols, batch.gains)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,50 @@ class Barred:
         ]
         of = {"rows": len(self.near.rows), "sha256": fingerprint(self.near.rows)}
         return {"above": self.near.above, **of, "barred": len(self.rows), "closest": told}
+
+
+@dataclass(frozen=True)
+class RowSets:
+    """Rows of a pool that count as chosen, that must be chosen (in this order), and that may not be."""
+
+    given: np.ndarray
+    include: np.ndarray
+    exclude: np.ndarray
+    name: str = "include"  # of the argument that gave `include`, for messages
+
+    @classmethod
+    def of(
+        cls, n: int, given: Any, include: Any, exclude: Any, name: str = "include"
+    ) -> tuple[RowSets, Any, list[Near]]:
+        """As select() takes them: the rows of the pool, given rows from elsewhere or None, and what bars rows.
+
+        Raises ValueError for a row in two of them, and as as_rows() does.
+        """
+        include = as_rows(include, n, name)
+        given, elsewhere = split_given(given, n)
+        exclude, near = split_exclude(exclude, n)
+        for a, some, b, others in (
+            ("given", given, "exclude", exclude),
+            ("given", given, name, include),
+            (name, include, "exclude", exclude),
+        ):
+            both = np.intersect1d(some, others)
+            if len(both):
+                raise ValueError(f"row {both[0]} is in {a} and in {b}")
+        return cls(given, include, exclude, name), elsewhere, near
+
+    def without(self, barred: Iterable[Barred]) -> RowSets:
+        """With barred rows excluded, but for given ones. ValueError where one of them must be chosen."""
+        barred = list(barred)
+        for each in barred:
+            both = np.intersect1d(self.include, each.rows)
+            if len(both):
+                to = each.by[each.rows == both[0]][0]
+                raise ValueError(
+                    f"row {both[0]} is in {self.name}, but as close as {each.near.above} to row {to} of exclude's Near"
+                )
+        closed = [np.setdiff1d(each.rows, self.given) for each in barred]
+        return replace(self, exclude=np.unique(np.concatenate([self.exclude, *closed])))
 
 
 def split_given(value: Any, n: int) -> tuple[np.ndarray, Any]:

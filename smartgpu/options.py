@@ -15,7 +15,8 @@ import numpy as np
 from smartgpu.backends import NAMES
 from smartgpu.similarity import choose
 
-MAXIMIZERS = ("lazy", "naive", "stochastic")
+MAXIMIZERS = ("lazy", "naive", "stochastic", "threshold")
+EXACT = ("lazy", "naive")  # the greedy answer itself
 TIES = ("low", "high")
 FALLBACKS = ("numpy",)
 PRECISIONS = ("auto", "fp16", "bf16", "tf32", "tf32x3", "ieee")
@@ -27,9 +28,11 @@ class Options:
 
     backend    "auto" (the fastest there is), "numpy", "triton" (an NVIDIA GPU), or "reference" (float64, naive: for
                checks on small pools)
-    maximizer  "lazy" (exact), "naive" (exact, the slow definition), "stochastic" (a sample per pick)
+    maximizer  "lazy" (exact), "naive" (exact, the slow definition), "stochastic" (a sample per pick),
+               "threshold" (any row whose gain is at least 1 - epsilon of the largest)
     tie_break  "low" or "high": which index wins among equal gains
-    epsilon    stochastic only: sample size n / k ln(1 / epsilon), in (0, 1)
+    epsilon    stochastic: sample size n / k ln(1 / epsilon); threshold: each is 1 - epsilon of the one before;
+               in (0, 1)
     seed       stochastic only
     threads    worker threads of the CPU backend; None is all this process may use
     memory     bytes that a selection may take beyond its input, or "4GB"; None is an eighth of what is free. On a GPU
@@ -44,6 +47,10 @@ class Options:
     checkpoint a file (.npz) to which the picks so far are written every few seconds: the same call goes on from it,
                with the same result; a call with other data or options is refused, with what differs
     report     called with (row, gain) after every pick
+    polish     exchange chosen rows for others while f rises, once greedy is done: True until no swap of one row for
+               another does, a float for so many seconds of search at most, an int for so many swaps. The result is
+               ranked greedily within itself, and says how much better any choice could be (docs/polish.md). For
+               facility location, its targets and their sums with quality; `report` and `checkpoint` are of greedy
     plan       print the plan of the call to stderr first: what it will allocate, and about how long it will take
     """
 
@@ -60,6 +67,7 @@ class Options:
     checkpoint: str | Path | None = None
     report: Callable[[int, float], None] | None = None
     plan: bool = False
+    polish: bool | int | float | None = None
 
     def __post_init__(self) -> None:
         choose(self.backend, NAMES, "backend")
@@ -74,6 +82,7 @@ class Options:
             _number("threads", self.threads, int, 1, 4096)
         if self.memory is not None:
             object.__setattr__(self, "memory", parse_bytes(self.memory))
+        object.__setattr__(self, "polish", as_polish(self.polish))
         for name in ("seed", "threads", "epsilon"):  # plain numbers: they are written as JSON
             value = getattr(self, name)
             if value is not None:
@@ -99,6 +108,19 @@ def make_options(given: dict[str, Any]) -> Options:
             hint = f"; did you mean {near[0]!r}?" if near else f"; options are {', '.join(known)}"
             raise TypeError(f"unknown option {name!r}{hint}")
     return Options(**given)
+
+
+def as_polish(value: Any) -> bool | int | float | None:
+    """True, a number of seconds (float) or of swaps (int), more than 0; None for False too."""
+    if value is None or isinstance(value, (bool, np.bool_)):
+        return True if value else None
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"polish must be True, a number of seconds (a float) or of swaps (an integer), got {value!r}"
+        )
+    if not 0 < value < np.inf:
+        raise ValueError(f"polish must be more than 0 seconds or swaps, and finite, got {value}")
+    return float(value) if isinstance(value, (float, np.floating)) else int(value)
 
 
 def parse_bytes(value: int | str) -> int:

@@ -15,7 +15,7 @@ from smartgpu.backends import find_backend, resolve
 from smartgpu.constraints import Constraint
 from smartgpu.job import Budget, Job
 from smartgpu.maximize import Picker, maximize
-from smartgpu.objectives import Ground, Modular, Objective, WeightedSum
+from smartgpu.objectives import Clustered, Ground, Objective, WeightedSum
 from smartgpu.objectives.cost import Shape
 from smartgpu.options import Options, bytes_text
 from smartgpu.similarity import Matrix
@@ -245,25 +245,14 @@ def _thin_pool(x: np.ndarray | Matrix, at: np.ndarray) -> tuple[np.ndarray | Mat
         return np.ascontiguousarray(x[at]) if isinstance(x, np.ndarray) else x[at], at
     r, n = x.shape
     rows = at if r == n else _evenly(max(1, r * len(at) // n), r)
-    shape = (len(rows), len(at))
-    if x.dense is not None:
-        return dataclasses.replace(x, shape=shape, dense=x.dense[rows][:, at]), rows
-    indptr, indices, data = x.csc
-    place = np.full(r, -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    parts = [slice(int(indptr[j]), int(indptr[j + 1])) for j in at]
-    here = [place[indices[part]] for part in parts]
-    values = [data[part][found >= 0] for part, found in zip(parts, here, strict=True)]
-    here = [found[found >= 0] for found in here]
-    ends = np.concatenate([[0], np.cumsum([len(found) for found in here])]).astype(np.int64)
-    return dataclasses.replace(x, shape=shape, csc=(ends, np.concatenate(here), np.concatenate(values))), rows
+    return x.cut(rows, at), rows
 
 
 def _thin(objective: Objective, at: np.ndarray, rows: np.ndarray) -> Objective:
     """The objective for candidates `at` and represented rows `rows`; of a represented set of its own, evenly spaced."""
     if isinstance(objective, WeightedSum):
         return WeightedSum(tuple((weight, _thin(term, at, rows)) for weight, term in objective.terms))
-    if isinstance(objective, Modular):
+    if not objective.similar or isinstance(objective, Clustered):
         return objective.take(at)
     changed: dict[str, Any] = {}
     represented, weights = (getattr(objective, name, None) for name in ("represented", "weights"))

@@ -41,6 +41,27 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
 
 
+FEATURES = ("feature_based", "max_coverage", "set_cover", "probabilistic_set_cover")  # of rows, not of pairs
+
+
+def _phi(concave, held: np.ndarray) -> np.ndarray:
+    if callable(concave):
+        return concave(held)
+    if concave == "sqrt":
+        return np.sqrt(held)
+    if concave == "log":
+        return np.log(1 + held)
+    return {"inverse": 1 - 1 / (1 + held), "sigmoid": held / (1 + held)}[concave]
+
+
+def _dense(rows) -> np.ndarray:
+    return np.asarray(rows.to_dense() if hasattr(rows, "to_dense") else rows, np.float64)
+
+
+def _cut(x, kind, rows: np.ndarray) -> np.ndarray:
+    return x[np.ix_(rows, rows)] if kind.name == "precomputed" else x[rows]
+
+
 class Problem:
     """One objective over one pool: f(S) and the gains of every candidate, from the definition.
 
@@ -54,6 +75,22 @@ class Problem:
         self.n = np.shape(x)[1] if kind.name == "precomputed" else len(x)
         self.outside = np.arange(self.n, self.n + (0 if outside is None else len(outside)))
         if o.name in ("weighted_sum", "modular"):
+            return
+        if o.name == "clustered":
+            parts = [np.flatnonzero(o.labels == c) for c in np.unique(o.labels)]
+            self.parts = [
+                (rows, Problem(_cut(x, kind, rows), kind, o.objective.take(rows))) for rows in parts
+            ]
+            return
+        if o.name in FEATURES:
+            self.counts = _dense(x if o.features is None else o.features)
+            if outside is not None:
+                self.counts = np.concatenate([self.counts, np.asarray(outside, np.float64)])
+            self.weights = np.ones(self.counts.shape[1]) if o.weights is None else np.array(o.weights)
+            if getattr(o, "query", None) is not None:
+                self.weights = self.weights * np.isin(np.arange(len(self.weights)), o.query)
+            if getattr(o, "private", None) is not None:
+                self.weights = self.weights * ~np.isin(np.arange(len(self.weights)), o.private)
             return
         every = x if outside is None else np.concatenate([x, outside])
         represented = getattr(o, "represented", None)
@@ -100,8 +137,26 @@ class Problem:
             return float(np.asarray(o.scores)[pool].sum())
         if o.name == "graph_cut_mi":
             return float(2 * o.lam * self.to_query[pool].sum())
+        if o.name == "clustered":
+            return sum(p.value(np.flatnonzero(np.isin(rows, pool))) for rows, p in self.parts)
         if len(S) == 0:
             return 0.0
+        if o.name in FEATURES:
+            return float(self.weights @ self._covered(self.counts[S], 0))
+        if o.name == "saturated_coverage":
+            caps = o.alpha * self.s[:, : self.n].sum(axis=1)
+            return float(np.minimum(self.s[:, S].sum(axis=1), caps).sum())
+        if o.name == "concave_over_modular":
+            own = _phi(o.concave, self.to_query[pool].sum(axis=1)).sum()
+            return float(_phi(o.concave, self.to_query[S].sum(axis=0)).sum() + o.eta * own)
+        if o.name in ("disparity_sum", "disparity_min", "sum_redundancy"):
+            inside = self.inner[np.ix_(S, S)]
+            if o.name == "sum_redundancy":
+                return float(-inside.sum())
+            apart = (1 - inside)[~np.eye(len(S), dtype=bool)]
+            if o.name == "disparity_sum":
+                return float(apart.sum() / 2)
+            return float(apart.min(initial=np.inf)) if len(S) > 1 else 0.0
         if o.name.startswith("facility_location"):
             best = np.maximum(self.s[:, S].max(axis=1), 0)
             best = np.maximum(np.minimum(best, self.high) - self.low, 0)
@@ -126,6 +181,18 @@ class Problem:
         beside = self._log_det(everywhere) - self._log_det(private)
         return self._log_det([*S, *private]) + beside - self._log_det([*S, *everywhere])
 
+    def _covered(self, rows, axis) -> np.ndarray:
+        """How much of each feature rows cover together: phi of what they hold, over an axis."""
+        o = self.objective
+        if o.name == "set_cover":
+            return (rows.max(axis=axis) > 0).astype(np.float64)
+        if o.name == "probabilistic_set_cover":
+            return 1 - np.prod(1 - rows, axis=axis)
+        held = rows.sum(axis=axis)
+        if o.name == "max_coverage" or o.concave == "saturated":
+            return np.minimum(held, o.threshold)
+        return _phi(o.concave, held)
+
     def _log_det(self, rows) -> float:
         if not len(rows):
             return 0.0
@@ -144,6 +211,16 @@ class Problem:
             return np.asarray(o.scores, np.float64)
         if o.name == "graph_cut_mi":
             return 2 * o.lam * self.to_query.sum(axis=1)[: self.n]
+        if o.name == "clustered":
+            out = np.empty(self.n)
+            for rows, problem in self.parts:
+                out[rows] = problem.gains(np.flatnonzero(np.isin(rows, pool)))
+            return out
+        if o.name in FEATURES:
+            both = np.stack(
+                [self._covered(np.concatenate([self.counts[S], [row]]), 0) for row in self.counts]
+            )
+            return ((both - (self._covered(self.counts[S], 0) if len(S) else 0)) @ self.weights)[: self.n]
         if o.name.startswith("facility_location"):
             level = np.maximum(self.s[:, S].max(axis=1), 0) if len(S) else np.zeros(len(self.s))
             level = np.maximum(level, self.low)

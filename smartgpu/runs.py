@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import api, evaluation, runs_beside
+from smartgpu import api, evaluation, runs_baseline, runs_beside, runs_graph
 from smartgpu.arrays import as_count, as_matrix, as_rows
 from smartgpu.checkpoint import fingerprint
 from smartgpu.config import Config
 from smartgpu.folder import ARRAYS, MANIFEST, MIXTURE, Folder
 from smartgpu.io import Pool, find_text, output_path, read_embeddings, read_pool, text_fields, write_rows
 from smartgpu.objectives import QualityDiversity
-from smartgpu.options import parse_bytes
+from smartgpu.options import EXACT, parse_bytes
 from smartgpu.planning import Plan
-from smartgpu.runs_fields import check_limits, read_limits
+from smartgpu.runs_fields import check_limits, cost_record, read_limits, read_quality
 from smartgpu.selection import Selection
 from smartgpu.version import __version__
 
@@ -89,11 +89,15 @@ def read_source(config: Config) -> Source:
         raise ValueError("--embedder cannot be combined with --embeddings or --embedding-field: which is it?")
     pool = read_pool(config.pool, embedding_field=None if config.embeddings else config.embedding_field)
     x, where = None, config.embeddings or config.pool
+    precomputed = config.similarity == "precomputed"
+    if precomputed and config.embeddings is not None and runs_graph.is_graph(config.embeddings):
+        return Source(
+            pool, runs_graph.read(config.embeddings, pool.n), None, {"file": str(where), "field": None}
+        )
     if config.embeddings is not None:
         x, field = read_embeddings(config.embeddings, field=config.embedding_field), config.embedding_field
     elif pool.embeddings is not None and config.embedder is None and (named or config.text is None):
         x, field = pool.embeddings, pool.embedding_field
-    precomputed = config.similarity == "precomputed"
     if x is not None:
         x = as_matrix(x, f"{'the matrix' if precomputed else 'embeddings'} in {where}")
         if (x.shape[1] if precomputed else len(x)) != pool.n:
@@ -154,34 +158,6 @@ def _read_array(path: Path, what: str) -> np.ndarray:
         raise ValueError(f"{what} must hold row numbers: {error}") from error
 
 
-def read_quality(config: Config, pool: Pool) -> np.ndarray:
-    """(n,) float64, NaN where a row has none: from a field of the pool, from an npy, or from a field of other rows."""
-    name = config.quality_field
-    if config.quality is None:
-        pool.check_fields([name], "--quality-field")
-        return pool.numbers(name, missing=True)
-    what, path = f"--quality {config.quality}", Path(config.quality).expanduser()
-    if path.suffix == ".npy":
-        if name is not None:
-            raise ValueError(f"--quality-field {name} cannot be combined with {what}: an npy has no fields")
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{what} must hold one number per row: {error}") from error
-    else:
-        held = read_pool(config.quality)
-        if name is None and len(held.fields) != 1:
-            raise ValueError(
-                f"{what}: name the field with --quality-field; its fields: {', '.join(held.fields)}"
-            )
-        name = held.fields[0] if name is None else name
-        held.check_fields([name], "--quality-field")
-        values = held.numbers(name, missing=True)
-    if values.shape != (pool.n,):
-        raise ValueError(f"{what} must hold one number per pool row: {pool.n}, got shape {values.shape}")
-    return values
-
-
 def quality_objective(config: Config, pool: Pool, of: str = "") -> QualityDiversity | None:
     """The objective of --alpha, or of the first of --alpha-path; None where quality is not asked for."""
     asked = config.quality_options(of)
@@ -203,6 +179,8 @@ def budgets(config: Config, n: int) -> tuple[int | None, list[int]]:
             )
         if config.quota_field is not None:
             raise ValueError("--sizes cannot be combined with quotas: a prefix need not meet them")
+        if config.polish:
+            raise ValueError("--sizes cannot be combined with --polish, which improves a set of one size")
         if config.maximizer == "stochastic":
             raise ValueError(
                 "--sizes needs an exact maximizer: a prefix of a stochastic selection is not one"
@@ -241,6 +219,7 @@ class Done:
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Refuse what can be refused without the pool, by the same call on a pool of one row; the call's arguments."""
+    runs_baseline.check(config)
     config.quality_options()
     check_limits(config)
     target = runs_beside.check(config)
@@ -271,10 +250,11 @@ def run(config: Config, command: str, progress: bool) -> Done:
         rows = {name: read_chosen(getattr(config, name), pool.n, name) for name in ("given", "exclude")}
         check_room(pool.n, k, **rows)
         included = read_chosen(config.include_rows, pool.n, "include_rows")
-        limits = read_limits(config, pool)
+        limits, costs = read_limits(config, pool), cost_record(config, pool)
         names = _output_names(config, command, pool, cuts)
         spec = quality_objective(config, pool)
         call["objective"] = spec or call["objective"]
+        quality = runs_baseline.quality_of(config, pool) if spec is None else spec.quality
         beside = runs_beside.read(config, source.x)
         record = {
             "command": command,
@@ -282,9 +262,10 @@ def run(config: Config, command: str, progress: bool) -> Done:
             **config.record(command),
             "pool": {"rows": pool.n, "fingerprint": pool.fingerprint()},
             "embeddings": source.identity(config),
-            "quality": None if spec is None else fingerprint(spec.quality),
+            "quality": None if quality is None else fingerprint(quality),
             **{name: fingerprint(chosen) if len(chosen) else None for name, chosen in rows.items()},
             "include_rows": fingerprint(included) if len(included) else None,
+            "costs": costs and {name: value for name, value in costs.items() if name != "tokenizer"},
             **{name: rows.identity() for name, rows in beside.items()},
         }
         folder = Folder(config.out, record, config.overwrite)
@@ -295,11 +276,15 @@ def run(config: Config, command: str, progress: bool) -> Done:
         return Done(Selection.load(folder.path / ARRAYS), folder.held(), pool, None)
     with folder.working([path.name for path in names.values()]):
         x = source.vectors(config, seconds, progress)
-        resumable = config.maximizer != "stochastic" and config.backend != "reference"
-        call |= runs_beside.arguments(config, beside, x, rows, seconds, progress)
+        resumable = config.maximizer in EXACT and config.backend != "reference"
+        elsewhere = runs_beside.arguments(config, beside, x, rows, seconds, progress)
+        call |= elsewhere
         call |= {"progress": progress, "plan": config.plan}
         call["checkpoint"] = folder.partial / "picks.npz" if resumable else None
-        if command == "rank":
+        if config.baseline is not None:
+            chosen = runs_baseline.make(config, quality)
+            selection = chosen(x, k, include=included, **limits, **elsewhere)
+        elif command == "rank":
             selection = api.rank(x, **call)
         else:
             selection = api.select(x, k, coverage=config.coverage, include=included, **limits, **call)
@@ -319,7 +304,8 @@ def run(config: Config, command: str, progress: bool) -> Done:
                 "fields": list(pool.fields),
             },
             "embeddings": {**source.origin, "shape": list(x.shape), "dtype": str(x.dtype)},
-            **{name: getattr(config, name) for name in rows},  # where a report finds them
+            **{name: getattr(config, name) for name in (*rows, "quality")},  # where a report finds them
+            "costs": costs,
             "run": folder.record,
         }
         folder.finish(manifest)

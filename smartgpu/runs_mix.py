@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import exports
+from smartgpu import exports, runs_beside
 from smartgpu.arrays import as_matrix
 from smartgpu.checkpoint import fingerprint
 from smartgpu.config import Config
@@ -28,8 +27,8 @@ from smartgpu.labels import Label, Labels
 from smartgpu.mixture import Mixture, mix
 from smartgpu.mixture.mixing import Mixer
 from smartgpu.options import parse_bytes
-from smartgpu.runs import Seconds, Source, check_outside, quality_objective, read_source
-from smartgpu.runs_fields import as_names, read_labels
+from smartgpu.runs import Seconds, Source, check_outside, quality_objective, read_chosen, read_source
+from smartgpu.runs_fields import as_names, as_table, check_limits, cost_record, read_labels, read_limits
 from smartgpu.version import __version__
 
 SCHEMA = 1  # of mixture.json
@@ -54,6 +53,9 @@ class Input:
     templates: Labels | None
     call: dict[str, Any]  # keyword arguments of mix() and sweep()
     record: dict[str, Any]  # what the result depends on
+    rows: dict[str, np.ndarray]  # given, exclude
+    beside: dict[str, runs_beside.Beside]
+    costs: dict[str, Any] | None  # how they are counted
 
     def arguments(self) -> tuple[list[Label], list[Label | None] | None]:
         """A label per row: tasks, templates."""
@@ -62,6 +64,13 @@ class Input:
             for part in (self.tasks, self.templates)
         )
         return tasks, templates
+
+    def arguments_with(
+        self, config: Config, x: np.ndarray, seconds: Seconds, progress: bool
+    ) -> dict[str, Any]:
+        """The call's keyword arguments, with rows that may be of other files."""
+        sets = runs_beside.arguments(config, self.beside, x, self.rows, seconds, progress)
+        return {**self.call, **sets, "progress": progress}
 
 
 # ---- what a run reads
@@ -77,7 +86,13 @@ def read(config: Config) -> Input:
     if config.template_field is not None:
         templates = read_labels(pool, config.template_field, "--template-field", missing=True)
     call |= {name: as_names(getattr(config, name), tasks) for name in ("include", "drop")}
-    call |= {name: as_limits(name, getattr(config, name), tasks) for name in ("min_rows", "max_rows")}
+    for name in ("min_rows", "max_rows"):
+        call[name] = as_table(name, getattr(config, name), tasks, of="task", shares=False)
+    call |= read_limits(config, pool)
+    rows = {name: read_chosen(getattr(config, name), pool.n, name) for name in ("given", "exclude")}
+    call["include_rows"] = read_chosen(config.include_rows, pool.n, "include_rows")
+    beside = runs_beside.read(config, source.x)
+    costs = cost_record(config, pool)
     call |= {key: read_task_matrix(path) for key, path in task_files(config).items()}
     spec = quality_objective(config, pool, "row_")
     call["row_objective"] = spec or call["row_objective"]
@@ -88,8 +103,14 @@ def read(config: Config) -> Input:
         "pool": {"rows": pool.n, "fingerprint": pool.fingerprint()},
         "tasks": {key: fingerprint(call[key]) for key in task_files(config)},
         "quality": None if spec is None else fingerprint(spec.quality),
+        **{
+            name: fingerprint(chosen) if len(chosen) else None
+            for name, chosen in {**rows, "include_rows": call["include_rows"]}.items()
+        },
+        "costs": costs and {name: value for name, value in costs.items() if name != "tokenizer"},
+        **{name: some.identity() for name, some in beside.items()},
     }
-    return Input(source, tasks, templates, call, record)
+    return Input(source, tasks, templates, call, record, rows, beside, costs)
 
 
 def dry_run(config: Config) -> dict[str, Any]:
@@ -102,6 +123,8 @@ def dry_run(config: Config) -> dict[str, Any]:
             "--task-matrix cannot be combined with --task-embeddings or --task-similarity: it is the similarity itself"
         )
     config.quality_options("row_")
+    check_limits(config)
+    runs_beside.check(config)
     at_random = config.row_objective == "random" and config.row_lam is None
     call = {
         **{name: getattr(config, name) for name in names},
@@ -114,7 +137,12 @@ def dry_run(config: Config) -> dict[str, Any]:
         parse_bytes(call["memory"])
     one = np.ones((1, 1), np.float32)
     matrix = {"task_similarity": one} if config.task_matrix or config.similarity == "precomputed" else {}
-    mix(one, ["task"], 1, 1, **{**call, **matrix, "memory": None})
+    size: dict[str, Any] = {"n_rows": config.n_rows and 1}
+    if config.budget is not None:
+        size |= {"budget": config.budget, "cost": [config.budget if config.budget > 0 else 1]}
+    elif config.n_rows is None:
+        raise ValueError("n_rows is missing: give --n-rows (rows, or a share of the pool's) or --budget")
+    mix(one, ["task"], 1, **size, **{**call, **matrix, "memory": None})
     return call
 
 
@@ -128,37 +156,16 @@ def read_task_matrix(path: str) -> np.ndarray:
     return as_matrix(read_embeddings(path), f"the matrix in {path}")
 
 
-def as_limits(name: str, values: list[str] | None, tasks: Labels) -> int | dict[Label, int] | None:
-    """["5"] -> 5; ["a=5", "b=3"] -> {"a": 5, "b": 3}."""
-    if values is None:
-        return None
-    flag = "--" + name.replace("_", "-")
-    pairs = [value.rpartition("=") for value in values]
-    for value, (_, _, rows) in zip(values, pairs, strict=True):
-        if not re.fullmatch("[0-9]+", rows.strip()):
-            raise ValueError(f"{flag} must be a number of rows, or TASK=NUMBER ..., got {value!r}")
-    if len(pairs) == 1 and not pairs[0][1]:
-        return int(pairs[0][2])
-    lone = [value for value, (_, sign, _) in zip(values, pairs, strict=True) if not sign]
-    if lone:
-        raise ValueError(
-            f"{flag} must be one number for all tasks, or TASK=NUMBER for some, got {lone[0]!r} beside others"
-        )
-    names = as_names([task for task, _, _ in pairs], tasks)
-    if len(set(names)) < len(names):
-        raise ValueError(f"{flag} names a task twice: {next(n for n in names if names.count(n) > 1)!r}")
-    return {task: int(rows) for task, (_, _, rows) in zip(names, pairs, strict=True)}
-
-
 def check_sizes(config: Config, given: Input, sizes: list[int | None]) -> None:
     """Refuse, before anything is embedded, numbers of tasks and rows, and limits, that no mixture can have."""
     tasks, templates = given.arguments()
     x = given.source.x
     if config.similarity != "precomputed":
         x = np.ones((len(tasks), 1), np.float32)
-    mixer = Mixer(x, tasks, templates, **{**given.call, "memory": None})
+    call = {name: value for name, value in given.call.items() if name != "budget"}
+    mixer = Mixer(x, tasks, templates, **{**call, **given.rows, "memory": None})
     for size in sizes:
-        mixer.check_size(size, config.n_rows)
+        mixer.check_size(size, config.n_rows, config.budget)
 
 
 # ---- rows for trainers
@@ -228,14 +235,15 @@ def run(config: Config, progress: bool) -> Done:
         done = _held(config, folder, pool, names, layout)
         if config.report:
             x = given.source.vectors(config, seconds, progress)
-            runs_report.after(config, folder.path, pool, x, progress)
+            runs_report.after(config, folder.path, pool, x, progress, **given.rows)
         return done
     with folder.working([combined, *names.values(), *_manifests(config.export or [])]):
         cache = str(folder.partial / "cache") if config.cache == "off" else config.cache
         x = given.source.vectors(dataclasses.replace(config, cache=cache), seconds, progress)
         tasks, templates = given.arguments()
         finished = Finished(folder.partial)
-        how = {**given.call, "report": finished.report, "done": finished.load(), "progress": progress}
+        how = given.arguments_with(config, x, seconds, progress)
+        how |= {"report": finished.report, "done": finished.load()}
         try:
             mixture = mix(x, tasks, config.n_tasks, config.n_rows, templates, **how)
         finally:
@@ -251,9 +259,11 @@ def run(config: Config, progress: bool) -> Done:
         mixture = dataclasses.replace(mixture, seconds=dict(seconds))
         mixture.save(folder.partial / MIXTURE.arrays)
         manifest = _manifest(folder, given, mixture, names, files, exported, x)
+        manifest |= {name: getattr(config, name) for name in given.rows}  # where a report finds them
+        manifest["quality"] = config.quality  # where a report finds it
         folder.finish(manifest)
     if config.report:
-        runs_report.after(config, folder.path, pool, x, progress)
+        runs_report.after(config, folder.path, pool, x, progress, **given.rows)
     return Done(mixture, manifest, True)
 
 
@@ -320,6 +330,7 @@ def _manifest(
             "fields": list(pool.fields),
         },
         "embeddings": {**origin, "shape": list(x.shape), "dtype": str(x.dtype)},
+        "costs": given.costs,
         "run": folder.record,
     }
 

@@ -22,7 +22,10 @@ from smartgpu.labels import Labels, as_labels
 from smartgpu.mixture import Mixture
 from smartgpu.reporting import place
 from smartgpu.reporting.measuring import Known
+from smartgpu.reporting.quality import Rated
 from smartgpu.runs import Seconds, Source, read_chosen, read_source
+from smartgpu.runs_alpha import ALPHA_PATH
+from smartgpu.runs_fields import QUOTAS, read_quality, read_quotas
 from smartgpu.runs_sweep import SWEEP
 from smartgpu.selection import Selection
 
@@ -145,14 +148,14 @@ def _write(
         if k is None and held.run["command"] == "rank":
             k = max(1, round(RANKED * result.k))
         if k is not None:
-            result = result.prefix(as_count(k, result.k, "-k"))
+            result = _first(result, as_count(k, result.k, "-k"))
     elif config.k is not None:
         raise ValueError(
             "-k cannot be given for a mixture: it says which rows a smaller one would have itself"
         )
     files = held.manifest.get("files") or []
     marks = [int(cut["k"]) for cut in files if "k" in cut and int(cut["k"]) < len(result)]
-    known = Known(_text(config, held, pool), _tasks(config, held, pool))
+    known = Known(_text(config, held, pool), _tasks(config, held, pool), _rated(config, held, pool))
     card = {name: held.manifest[name] for name in CARD if name in held.manifest}
     card |= {
         name: held.manifest.get(name)
@@ -160,7 +163,7 @@ def _write(
     }
     card["files"] = [str(cut["file"]) for cut in files]
     what = "ranking" if held.run["command"] == "rank" else None
-    more = {"marks": marks, "sweep": _sweep(held), "run": card, "what": what}
+    more = {"marks": marks, "sweep": _sweep(held), "run": card, "what": what, **_quotas(held, pool)}
     return reporting.write(result, x, out, known, how, **rows, **more)
 
 
@@ -273,19 +276,89 @@ def _tasks(config: Config, held: Held, pool: Pool) -> Labels | None:
     return as_labels(values, pool.n, name, missing=True)
 
 
+def _first(result: Selection, k: int) -> Selection:
+    """A prefix, of which the cost is not known."""
+    first, limits = result.prefix(k), result.limits or {}
+    if k < result.k and "budget" in limits:
+        first = dataclasses.replace(first, limits={**limits, "cost": None})
+    return first
+
+
+def _rated(config: Config, held: Held, pool: Pool) -> Rated | None:
+    """The quality that is asked for, else that by which the rows were chosen; None without.
+
+    ValueError where the latter is not what it was.
+    """
+    asked = config.quality is not None or config.quality_field is not None
+    if not asked:
+        if held.run.get("quality") is None:
+            return None
+        config = Config(quality=held.manifest.get("quality"), quality_field=held.run.get("quality_field"))
+        if config.quality is None and config.quality_field is None:
+            log.warning("%s does not say where its quality lies: name it with --quality", held.folder)
+            return None
+    try:
+        values = read_quality(config, pool)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; where it lies elsewhere now, name it with --quality") from None
+    rule = held.run.get("quality_missing") if config.quality_missing is None else config.quality_missing
+    rated = Rated.of(held.result, values, missing=rule)
+    if not asked and not rated.used:
+        raise ValueError(
+            f"{config.quality or config.quality_field} holds other quality than {held.folder} was made with: name one "
+            "with --quality or --quality-field"
+        )
+    return dataclasses.replace(rated, path=_path(held, rated))
+
+
+def _quotas(held: Held, pool: Pool) -> dict[str, Any]:
+    """Quotas of a run, and the number of rows that shares are of."""
+    if held.run.get("quota_field") is None:
+        return {}
+    named = {name: held.run.get(name) for name in ("quota_field", *QUOTAS)}
+    k = len(held.result) if isinstance(held.result, Mixture) else held.run.get("k")
+    return {
+        "quotas": (read_quotas(Config(**named), pool),),
+        "share_of": None if k is None else as_count(k, pool.n),
+    }
+
+
+def _path(held: Held, rated: Rated) -> dict[str, Any] | None:
+    """OUT/alpha_path.json, where it is of this pool and this quality."""
+    record = {**held.run, "quality": fingerprint(rated.values)}
+
+    def same(found: dict[str, Any]) -> bool:
+        for point in found["points"]:
+            point["alpha"], point["coverage"], point["quality_mean"]
+        found["k"], found["suggested"], found["objective"]["scale"]
+        names = ("pool", "embeddings", "quality", "similarity")
+        return all(found["run"][name] == record[name] for name in names)
+
+    return _table(held.folder / ALPHA_PATH, same)
+
+
 def _sweep(held: Held) -> list[dict[str, Any]] | None:
     """The table of OUT/sweep.json, where it is of this pool."""
-    path = held.folder / SWEEP
+    names = ("n_tasks", "n_rows", "coverage", "coverage_left_out", "effective_tasks")
+
+    def same(found: dict[str, Any]) -> bool:
+        found["rows"] = [{name: row[name] for name in names} for row in found["sweep"]]
+        return found["pool"]["fingerprint"] == held.manifest["pool"]["fingerprint"]
+
+    found = _table(held.folder / SWEEP, same)
+    return found and found["rows"]
+
+
+def _table(path: Path, same: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """What is in a file beside the result, where it is `same`, of what the result is of; else None, and a warning."""
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        same = found["pool"]["fingerprint"] == held.manifest["pool"]["fingerprint"]
-        names = ("n_tasks", "n_rows", "coverage", "coverage_left_out", "effective_tasks")
-        rows = [{name: row[name] for name in names} for row in found["sweep"]]
+        fits = same(found)
     except (ValueError, KeyError, TypeError):
         log.warning("%s is not of smartgpu: left out of the report", path)
         return None
-    if not same:
-        log.warning("%s is of another pool: left out of the report", path)
-    return rows if same else None
+    if not fits:
+        log.warning("%s is of another pool, or another quality: left out of the report", path)
+    return found if fits else None

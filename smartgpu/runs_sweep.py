@@ -31,9 +31,11 @@ def run(config: Config, progress: bool) -> tuple[list[SweepRow], Path | None]:
     check_sizes(config, given, sizes)
     check_counted(given.call["row_objective"])
     identity = given.source.identity(config)
-    x = given.source.vectors(config, Seconds(), progress)
+    seconds = Seconds()
+    x = given.source.vectors(config, seconds, progress)
     tasks, templates = given.arguments()
-    rows = sweep(x, tasks, sizes, config.n_rows, templates, **given.call, progress=progress)
+    how = given.arguments_with(config, x, seconds, progress)
+    rows = sweep(x, tasks, sizes, config.n_rows, templates, **how)
     if path is not None:
         held = {
             "schema": SCHEMA,

@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import reference
-from smartgpu.arrays import as_count, as_rows
+from smartgpu import polish, reference
+from smartgpu.arrays import as_count
 from smartgpu.backends import resolve
 from smartgpu.backends.gpu import FAILURES, DeviceLostError
 from smartgpu.checkpoint import Checkpoint, fingerprint
-from smartgpu.constraints import Constraint, Purse, Quotas, Tree, as_budget, as_costs
+from smartgpu.constraints import Constraint, Purse, Quotas, Tree, as_budget, as_costs, as_quotas
+from smartgpu.constraints.exchange import Exchange
 from smartgpu.job import Budget, Job
 from smartgpu.maximize import Picker, take_turns
-from smartgpu.near import Barred, bar, split_exclude, split_given
+from smartgpu.near import Barred, RowSets, bar
 from smartgpu.objectives import Ground, State
-from smartgpu.options import Options
+from smartgpu.options import EXACT, Options
 from smartgpu.planning import make_plan
 from smartgpu.selection import Selection
 from smartgpu.similarity import Matrix
@@ -31,9 +32,6 @@ from smartgpu.version import __version__
 from smartgpu.workers import one_thread
 
 log = logging.getLogger("smartgpu")
-ENOUGH = 1 - np.exp(
-    -1
-)  # of the best possible: then greedy by gain / cost is not compared with greedy by gain
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,24 @@ def attempt(check: Callable[[Options], Call], options: Options) -> Selection:
 
 
 def select_checked(
-    make: Callable[[Options], Job], k: int, options: Options, share: int | None = None
+    make: Callable[[Options], Job], k: int, options: Options, share: int | None = None, **limits: Any
 ) -> Selection:
     """select() on checked arguments, which `make` gives for options: k is a number of rows, 1 to n.
 
     share: the bytes that it may take where others run beside it; more only if it cannot do with less.
+    limits: fields of Call, checked as well.
     """
+    nothing = np.empty(0, np.int64)
+    limits = {"given": nothing, "include": nothing, "exclude": nothing} | limits
 
     def check(how: Options) -> Call:
-        clock, nothing = _Clock(), np.empty(0, np.int64)
+        clock = _Clock()
         with clock("prepare"):
             job = make(how).sized(k)
-            memory = job.budget(k) if job.planned else None
+            memory = job.budget(k + len(limits["given"])) if job.planned else None
             if memory is not None and share is not None:
                 memory = replace(memory, memory=max(share, memory.cost.least))
-        return Call(job, k, nothing, nothing, nothing, memory=memory, clock=clock)
+        return Call(job, k, memory=memory, clock=clock, **limits)
 
     return attempt(check, options)
 
@@ -113,46 +114,38 @@ class Call:
             n = job.n
             if wanted.coverage is not None:
                 job.objective.need_monotone(job.x, job.kind)
-            rows = {"given": None, "include": as_rows(wanted.include, n, "include"), "exclude": None}
-            rows["given"], elsewhere = split_given(wanted.given, n)
-            rows["exclude"], near = split_exclude(wanted.exclude, n)
-            for a, b in (("given", "exclude"), ("given", "include"), ("include", "exclude")):
-                both = np.intersect1d(rows[a], rows[b])
-                if len(both):
-                    raise ValueError(f"row {both[0]} is in {a} and in {b}")
+                if options.polish is not None:
+                    raise ValueError(
+                        "polish keeps the number of rows that is asked for: it is not for coverage"
+                    )
+            rows, elsewhere, near = RowSets.of(n, wanted.given, wanted.include, wanted.exclude)
             job = job.beside(elsewhere, [each.rows for each in near])
             barred = tuple(bar(job, each) for each in near)
-            for each in barred:
-                both = np.intersect1d(rows["include"], each.rows)
-                if len(both):
-                    to = each.by[each.rows == both[0]][0]
-                    raise ValueError(
-                        f"row {both[0]} is in include, but as close as {each.near.above} to row {to} of exclude's Near"
-                    )
-            closed = [np.setdiff1d(each.rows, rows["given"]) for each in barred]
-            rows["exclude"] = np.unique(np.concatenate([rows["exclude"], *closed]))
-            room = n - len(rows["given"]) - len(rows["exclude"])
+            rows = rows.without(barred)
+            room = n - len(rows.given) - len(rows.exclude)
             if room == 0:
                 raise ValueError(f"nothing is left to choose: given and exclude hold all {n} rows")
             count = room if wanted.k is None else as_count(wanted.k, n)
             if count > room:
                 raise ValueError(f"k must be at most {room}, the rows left by given and exclude, got {count}")
-            if len(rows["include"]) > count:
-                raise ValueError(f"include names {len(rows['include'])} rows, but k is {count}")
+            if len(rows.include) > count:
+                raise ValueError(f"include names {len(rows.include)} rows, but k is {count}")
             money, cost = _money(wanted, n)
             call = cls(
                 job,
                 count,
-                *rows.values(),
+                rows.given,
+                rows.include,
+                rows.exclude,
                 coverage=wanted.coverage,
                 money=money,
                 cost=cost,
-                quotas=_as_quotas(wanted.quotas),
+                quotas=as_quotas(wanted.quotas),
                 barred=barred,
                 share_of=None if wanted.k is None else count,
                 clock=clock,
             )
-            call._check_limits()
+            call.check_limits()
             call.job = job = job.sized(call.count)
             if job.planned:
                 call.memory = job.budget(call.count + len(call.given), wanted.coverage is not None)
@@ -171,7 +164,7 @@ class Call:
             reach=self.share_of is not None and purse is None,
         )
 
-    def _check_limits(self) -> None:
+    def check_limits(self) -> None:
         """Refuse limits that no rows meet, and rows to include that they bar; lower the count to what can be paid."""
         if self.money is not None:
             if len(self.quotas) > 1:
@@ -208,9 +201,13 @@ class Call:
             kept = None if options.checkpoint is None else self._checkpoint(instead)
             ground = self.ground or job.ground(self.memory)
             compiled, swept = ground.engine.compiling(), ground.sweeps
-        runs = self._runs(ground, kept)
+        states, runs = self._runs(ground, kept)
         best = max(runs, key=lambda run: run.reached)  # the first of equals
         order = "gain / cost" if self.money is not None and best is runs[0] else "gain"
+        said: dict[str, Any] = {}
+        if options.polish is not None:
+            best, said = self._polish(ground, states, best)
+            runs.append(best)
         compiled = ground.engine.compiling() - compiled
         if compiled:
             clock.seconds["compile"] = compiled
@@ -224,13 +221,41 @@ class Call:
             sweeps=ground.sweeps - swept,
             backend=resolve(options.backend),
             dtype="/".join(ground.dtypes) or "float64",
-            exact=options.maximizer != "stochastic",
+            exact=options.maximizer in EXACT,
             seconds=clock.seconds,
-            limits=self._limits(run.indices, order),
+            limits=self.limits(run.indices, order),
+            **said,
             **job.described(),
         )
 
-    def _runs(self, ground: Ground, kept: Checkpoint | None) -> list[Picker]:
+    def _polish(self, ground: Ground, states: list[State], best: Picker) -> tuple[Picker, dict[str, Any]]:
+        """The better set that swaps lead to from greedy's, ranked; and what a Selection says of it."""
+        job, options, start = self.job, self.job.options, time.perf_counter()
+        closed = np.concatenate([self.given, self.exclude])
+        open_ = np.ones(job.n, bool)
+        open_[closed] = False
+        rows = np.sort(np.array(best.run.indices, np.int64))
+        tree = Tree(self.quotas, job.n, self.share_of) if self.quotas else None
+        purse = None if self.money is None else Purse(self.cost, self.money)
+        limits = Exchange(open_, rows, np.isin(rows, self.include), purse, tree)
+        by_group = None if tree is None else replace(self, money=None, cost=None).constraint
+        most = polish.most_of(self.count, open_, self.money, self.cost, by_group)
+        with job.failures(self.memory), one_thread():
+            for state in states:
+                polish.release(state)
+            low = polish.floor(states[0], self.given)
+            found = polish.improve(states[0], low, limits, best.reached, options.polish, most)
+            again = polish.rank(states[0], low, found.rows, self.include, best.start, options.tie_break)
+        again.run.evaluations += found.evaluations
+        _check_inputs(ground, None)
+        seconds = self.clock.seconds["polish"] = time.perf_counter() - start
+        said = {"before": best.reached, "after": again.reached, "swaps": found.swaps, "passes": found.passes}
+        return again, {
+            "polished": {**said, "optimum": found.optimum, "seconds": seconds},
+            "bound": max(found.bound, again.reached),
+        }
+
+    def _runs(self, ground: Ground, kept: Checkpoint | None) -> tuple[list[State], list[Picker]]:
         """Greedy's picks; with a budget those by gain / cost, then those by gain, with the work shared that can be."""
         job, clock, options = self.job, self.clock, self.job.options
         with clock("prepare"):
@@ -269,7 +294,7 @@ class Call:
                 if kept is not None:
                     kept.save(picker.run.indices, picker.run.gains, force=True)
             _check_inputs(ground, kept)
-        return [each for _, each in runs]
+        return [state for state, _ in runs], [each for _, each in runs]
 
     def _include(self, state: State, picker: Picker) -> None:
         """The rows that must be there, those that are not."""
@@ -278,7 +303,7 @@ class Call:
             state.add(np.array([j]))
             picker.take(j, gain)
 
-    def _limits(self, indices: Sequence[int], order: str) -> dict[str, Any] | None:
+    def limits(self, indices: Sequence[int], order: str | None) -> dict[str, Any] | None:
         """What was kept to besides k, as JSON values."""
         out: dict[str, Any] = {}
         if self.money is not None:
@@ -297,8 +322,11 @@ class Call:
     def _checkpoint(self, instead: Options | None) -> Checkpoint:
         """Its record names everything that the picks depend on."""
         path, job = self.job.options.checkpoint, self.job
-        if job.options.maximizer == "stochastic":
-            raise ValueError("checkpoint is for exact maximizers: the samples of 'stochastic' are not kept")
+        if job.options.maximizer not in EXACT:
+            raise ValueError(
+                "checkpoint is for exact maximizers: the samples of 'stochastic' and the thresholds of 'threshold' "
+                "are not kept"
+            )
         if Path(path).suffix != ".npz":
             raise ValueError(f"checkpoint must be a file name that ends in .npz, got {str(path)!r}")
         x = job.x
@@ -328,8 +356,10 @@ class Call:
     def _by_reference(self) -> Selection:
         """The same call on the float64 oracle; the dense matrices of a large pool are refused."""
         job, options = self.job, self.job.options
-        if options.maximizer == "stochastic":
-            raise ValueError("backend 'reference' is naive greedy: maximizer 'stochastic' is not for it")
+        if options.maximizer not in EXACT:
+            raise ValueError(
+                f"backend 'reference' is naive greedy: maximizer {options.maximizer!r} is not for it"
+            )
         x = job.dense()
 
         def greedy(by_cost: bool) -> reference.Greedy:
@@ -366,7 +396,7 @@ class Call:
             backend="reference",
             dtype="float64",
             seconds=self.clock.seconds,
-            limits=self._limits(run.indices, order),
+            limits=self.limits(run.indices, order),
             **job.described(),
         )
 
@@ -377,24 +407,6 @@ def _money(wanted: Wanted, n: int) -> tuple[float | None, np.ndarray | None]:
     if wanted.budget is None:
         return None, None
     return as_budget(wanted.budget), as_costs(wanted.cost, n)
-
-
-def _as_quotas(value: Any) -> tuple[Quotas, ...]:
-    if value is None:
-        return ()
-    quotas = (
-        (value,)
-        if isinstance(value, Quotas)
-        else tuple(value)
-        if isinstance(value, (list, tuple))
-        else (value,)
-    )
-    for q in quotas:
-        if not isinstance(q, Quotas):
-            raise TypeError(f"quotas must be a smartgpu.Quotas or a list of them, got {type(q).__name__}")
-    if not quotas:
-        raise ValueError("quotas must not be an empty list")
-    return quotas
 
 
 def _recorded(options: Options) -> dict[str, Any]:

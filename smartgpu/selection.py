@@ -40,6 +40,10 @@ class Selection:
     evaluations  candidate gains computed      sweeps   similarities computed / (represented x candidates)
     seconds      by phase, "compile" in them   exact    False for an approximate maximizer
     limits       what was kept to besides k: budget, cost of the rows and what greedy compared, quotas, rows included
+    polished     of polish=: f `before` and `after`, swaps, passes over all candidates, seconds, and `optimum`: whether
+                 no swap of one row for another, within the limits, improves f. The rows are ranked greedily among
+                 themselves; else None
+    bound        of polish=: no choice within the limits has a larger f; `gap` is 1 - value / bound; else None
     """
 
     indices: np.ndarray
@@ -58,6 +62,8 @@ class Selection:
     versions: dict[str, str]
     exact: bool = True
     limits: dict[str, Any] | None = None
+    polished: dict[str, Any] | None = None
+    bound: float | None = None
     _spec: Any = field(default=None, repr=False, compare=False)  # the similarity, for assign()
 
     @property
@@ -66,6 +72,19 @@ class Selection:
 
     def __len__(self) -> int:
         return self.k
+
+    @property
+    def gap(self) -> float | None:
+        """How far f(S) is from the best possible at most, as a share of it: 1 - value / bound. None without a bound."""
+        return None if self.bound is None or self.bound <= 0 else 1 - self.value / self.bound
+
+    @property
+    def method(self) -> str:
+        """How rows were found, in words. Baselines but quality only have no maximizer."""
+        maximizer = self.options.get("maximizer")
+        if maximizer is None:
+            return "a baseline"
+        return f"{'exact' if self.exact else 'approximate'}, {maximizer} greedy"
 
     def __repr__(self) -> str:
         return (
@@ -81,8 +100,9 @@ class Selection:
         return "\n".join(
             [
                 f"{self.k} of {self.n} rows by {self.objective['name']} on {self.similarity['name']}"
-                f" ({'exact' if self.exact else 'approximate'}, {self.options.get('maximizer', '?')} greedy)",
+                f" ({self.method})",
                 f"  f(S)     {self.value:.6g}, gains {first} down to {last}",
+                *self._polished_text(),
                 *limits,
                 f"  rows     {head}",
                 f"  work     {self.evaluations} gains, {self.sweeps:.2f} sweeps, {self.backend} {self.dtype}",
@@ -90,19 +110,27 @@ class Selection:
             ]
         )
 
+    def _polished_text(self) -> list[str]:
+        if self.polished is None:
+            return []
+        done = self.polished
+        how = "no swap improves it" if done["optimum"] else "stopped before a local optimum"
+        gap = "" if self.gap is None else f", within {self.gap:.2%} of the best possible"
+        return [f"  polished {done['before']:.6g} before, {done['swaps']} swaps, {how}{gap}"]
+
     def prefix(self, k: int) -> Selection:
         """The first k picks, which are the greedy selection of k rows."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 < k <= self.k:
             raise ValueError(f"k must be an integer from 1 to {self.k}, the rows selected, got {k!r}")
         if self.limits and "quotas" in self.limits and k < self.k:
             raise ValueError("a prefix of a selection with quotas need not meet them: select again with k")
-        if self.options.get("maximizer") == "stochastic" and k < self.k:
-            raise ValueError(
-                "a prefix of a stochastic selection is no stochastic selection: select again with k"
-            )
+        by = self.options.get("maximizer")
+        if by in ("stochastic", "sieve") and self.polished is None and k < self.k:
+            raise ValueError(f"a prefix of a {by} selection is no {by} selection: select again with k")
         gains = self.gains[:k]
+        how = {"polished": None, "bound": None} if k < self.k else {}  # those are of all rows
         return replace(
-            self, indices=self.indices[:k], gains=gains, value=self.base_value + float(gains.sum())
+            self, indices=self.indices[:k], gains=gains, value=self.base_value + float(gains.sum()), **how
         )
 
     def assign(self, X: Any) -> Assignment:
@@ -132,6 +160,8 @@ class Selection:
             "dtype": self.dtype,
             "exact": self.exact,
             "limits": self.limits,
+            "polished": self.polished,
+            "bound": self.bound,
             "evaluations": self.evaluations,
             "sweeps": self.sweeps,
             "seconds": self.seconds,
@@ -176,7 +206,8 @@ class Selection:
 def _limits_text(limits: dict[str, Any]) -> str:
     parts = []
     if "budget" in limits:
-        parts.append(f"cost {limits['cost']:g} of {limits['budget']:g}, greedy by {limits['greedy_by']}")
+        by = f", greedy by {limits['greedy_by']}" if limits["greedy_by"] else ""
+        parts.append(f"cost {limits['cost']:g} of {limits['budget']:g}{by}")
     parts += [f"quotas of {quotas['field']}" for quotas in limits.get("quotas", ())]
     if "include" in limits:
         parts.append(f"{len(limits['include'])} rows included")

@@ -166,6 +166,10 @@ class Geometry:
         """Candidates as represented rows, and these as candidates."""
         return replace(self, x=self.rows, rows=self.x)
 
+    def columns(self, cols: np.ndarray) -> Geometry:
+        """The same with these candidates alone."""
+        return replace(self, x=self.x[cols])
+
 
 @dataclass
 class Matrix:
@@ -186,6 +190,33 @@ class Matrix:
     @property
     def symmetric(self) -> bool:
         return self.asymmetry == 0
+
+    def cut(self, rows: np.ndarray, cols: np.ndarray) -> Matrix:
+        """The matrix of these rows and candidates; lowest and asymmetry are those of the whole, as bounds."""
+        shape = (len(rows), len(cols))
+        if self.dense is not None:
+            return replace(self, shape=shape, dense=self.dense[rows][:, cols])
+        indptr, indices, data = self.csc
+        place = np.full(self.shape[0], -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        parts = [slice(int(indptr[j]), int(indptr[j + 1])) for j in cols]
+        here = [place[indices[part]] for part in parts]
+        values = [data[part][found >= 0] for part, found in zip(parts, here, strict=True)]
+        here = [found[found >= 0] for found in here]
+        ends = np.concatenate([[0], np.cumsum([len(found) for found in here])]).astype(np.int64)
+        return replace(self, shape=shape, csc=(ends, np.concatenate(here), np.concatenate(values)))
+
+    def columns(self, cols: np.ndarray) -> Matrix:
+        """The same with these candidates alone."""
+        shape = (self.shape[0], len(cols))
+        if self.dense is not None:
+            return replace(self, shape=shape, dense=self.dense[:, cols], asymmetry=np.inf)
+        indptr, indices, data = self.csc
+        counts = indptr[cols + 1] - indptr[cols]
+        ends = np.cumsum(counts)
+        at = np.repeat(indptr[cols] - ends + counts, counts) + np.arange(counts.sum())
+        held = (np.concatenate([[0], ends]).astype(indptr.dtype), indices[at], data[at])
+        return replace(self, shape=shape, csc=held, asymmetry=np.inf)
 
     def to_dense(self) -> np.ndarray:
         """(r, n) float64."""

@@ -91,6 +91,29 @@ def device(request) -> str:
     return request.param
 
 
+@pytest.fixture
+def smart(tmp_path, monkeypatch, capsys):
+    """Runs a command of smartgpu in an empty folder of its own: (exit status, stdout, stderr).
+
+    Modules that need files there have a fixture of the same name over this one.
+    """
+    pytest.importorskip("pyarrow")
+    from smartgpu import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SMARTGPU_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            status = cli.main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The shared real pools: SMARTGPU_DATA, or ../shared/data beside the checkout."""

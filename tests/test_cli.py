@@ -32,22 +32,11 @@ FLAT = [{"id": i, "text": f"row {i}, größer"} for i in range(N)]
 
 
 @pytest.fixture
-def smart(tmp_path, monkeypatch, capsys):
-    """Runs a command in a folder of its own: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SMARTGPU_CACHE", str(tmp_path / "cache"))
+def smart(smart):
+    """With a pool in the folder."""
     np.save("x.npy", X)
     write_lines("pool.jsonl", ROWS)
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(a) for a in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
+    return smart
 
 
 @pytest.fixture
@@ -896,7 +885,9 @@ def test_the_readme_runs(smart):
     known = {
         name for f in dataclasses.fields(Config) for name in ("--" + f.name.replace("_", "-"), "--config")
     }
-    smartgpu_lines = "\n".join(line for line in text.splitlines() if not line.startswith("pip "))
+    smartgpu_lines = "\n".join(
+        line for line in text.splitlines() if not line.startswith(("pip ", "python -m pytest"))
+    )
     assert set(re.findall(r"--[a-z][a-z-]+", smartgpu_lines)) <= known | {
         "--help",
         "--rehearse",

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from smartgpu.kernels import greedy, launch, linear, walk
+from smartgpu.kernels import greedy, launch, linear, swaps, walk
 
 ONE = 2**22  # quanta of a similarity of 1
 MOST = 2**39 - 1  # sum of weights
@@ -300,6 +300,10 @@ def launches(m=300, r=5000, n=5008, d=768):
         "raise": lambda: walk.sparse_raise(long, whole, whole, level, 2),
         "alive": lambda: walk.alive(long, whole, whole, level),
         "compact": lambda: walk.compact(long, whole, whole, level, torch.ones_like(long[1:])),
+        "swap_gains": lambda: swaps.swap_gains(long, whole, whole, level, level, level, m),
+        "swap_gains weighted": lambda: swaps.swap_gains(
+            long[1:], whole, whole, level, level, level, m, weights=weights
+        ),
         "column_excess": lambda: greedy.column_excess(kept, level),
         "column_excess weighted": lambda: greedy.column_excess(kept, level, weights=weights),
         "update": lambda: greedy.update(kept, 2, level, sums),
@@ -329,7 +333,7 @@ def test_compiles_well(target):
     }
     reports = dict(zip(jobs, aot.build(list(jobs.values())), strict=True))
     assert {job.kernel for job in jobs.values()} == {
-        name for module in (walk, greedy, linear) for name in vars(module) if name.endswith("_kernel")
+        name for module in (walk, swaps, greedy, linear) for name in vars(module) if name.endswith("_kernel")
     }
     wrong = [f"{name}: {text}" for name, report in reports.items() for text in report.complaints(target)]
     assert not wrong, "\n".join(wrong)

@@ -90,13 +90,13 @@ def test_order_threads_and_batching_change_nothing(rng):
 def test_large_groups_use_all_threads(rng, monkeypatch):
     monkeypatch.setattr("smartgpu.many.ALONE", 100)
     used = {}
-    inner = smartgpu.many.select_checked
+    inner = smartgpu.parts.select_checked
 
-    def watch(make, k, options, share=None):
+    def watch(make, k, options, share=None, **limits):
         used[make(options).n] = options.threads
-        return inner(make, k, options, share)
+        return inner(make, k, options, share, **limits)
 
-    monkeypatch.setattr("smartgpu.many.select_checked", watch)
+    monkeypatch.setattr("smartgpu.parts.select_checked", watch)
     x, groups = grouped(rng)
     found = smartgpu.select_many(x, groups, 5, "graph_cut", threads=2)
     sizes = {(groups == name).sum() for name in np.unique(groups)}
@@ -116,7 +116,7 @@ def test_small_groups_together(similarity, tie_break, rng, monkeypatch):
     batches, inner = [], smartgpu.many._select_alike
 
     def watch(job, some):
-        batches.append([len(rows) for rows, _ in some])
+        batches.append([len(part.rows) for part in some])
         return inner(job, some)
 
     monkeypatch.setattr(smartgpu.many, "_select_alike", watch)
@@ -278,8 +278,8 @@ def test_bad_labels(groups, error, text, rng):
 
 def test_bad_input_before_any_work(rng, monkeypatch):
     x, groups = grouped(rng)
-    for name in ("select_checked", "_select_alike"):
-        monkeypatch.setattr(f"smartgpu.many.{name}", lambda *a: pytest.fail("work was done"))
+    for name in ("parts.select_checked", "many._select_alike"):
+        monkeypatch.setattr(f"smartgpu.{name}", lambda *a, **how: pytest.fail("work was done"))
     bad = x.copy()
     bad[17, 2] = np.nan
     with pytest.raises(ValueError, match="X must be finite, got 1 NaN"):
@@ -444,3 +444,187 @@ def test_groups_that_a_device_fails_on_fall_back(device, rng, monkeypatch):
     )
     assert [found[name].backend for name in "ab"] == ["numpy", "triton"]
     assert same(found["a"], plain["a"])
+
+
+def each_by_itself(x, groups, found, **how):
+    """found is what select() gives on the rows of each group; how: name -> its arguments."""
+    names = list(dict.fromkeys(groups.tolist()))
+    assert list(found) == names
+    for name in names:
+        rows = np.flatnonzero(groups == name)
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        alone = smartgpu.select(x[rows], **how["call"](name, rows, place))
+        assert np.array_equal(found[name].indices, rows[alone.indices]), name
+        assert np.array_equal(found[name].gains, alone.gains), name
+        assert found[name].value == alone.value and found[name].base_value == alone.base_value
+        told, expected = found[name].limits, alone.limits
+        if expected and "include" in expected:
+            expected = {**expected, "include": rows[expected["include"]].tolist()}
+        for limits in (told, expected):
+            for near in (limits or {}).get("near", ()):
+                del near["closest"]  # in rows of the pool there, of the group here
+        assert told == expected
+    return found
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("fractions", [False, True])
+def test_budgets_of_cost(objective, fractions, rng):
+    x, groups = grouped(rng, 300)
+    cost = rng.integers(1, 40, 300) / (7 if fractions else 1)
+    spec = OBJECTIVES[objective](len(x), rng)
+    labels = as_labels(groups, len(x), "groups")
+    budgets = {
+        g: float(cost[r].min() + rng.random() * cost[r].sum())
+        for g, r in zip(labels.names, labels.rows(), strict=True)
+    }
+    found = smartgpu.select_many(x, groups, budgets, spec, cost=cost)
+    how = {"call": lambda g, rows, place: {
+        "budget": budgets[g], "cost": cost[rows], "objective": spec.take(rows)}}  # fmt: skip
+    each_by_itself(x, groups, found, **how)
+    assert all(cost[found[g].indices].sum() <= budgets[g] * (1 + 1e-12) for g in budgets)
+    found = smartgpu.select_many(x, groups, 60, spec, cost=cost, rows=dict.fromkeys(budgets, 2))
+    how = {"call": lambda g, rows, place: {
+        "k": 2, "budget": 60, "cost": cost[rows], "objective": spec.take(rows)}}  # fmt: skip
+    each_by_itself(x, groups, found, **how)
+
+
+def test_everything_together_is_what_select_gives_on_each_group():
+    """Random limits of all kinds: the very selections, or a refusal where one of select()'s calls is refused."""
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+    ran = {"some": 0, "refused": 0}
+
+    @hypothesis.given(
+        seed=st.integers(0, 2**32 - 1),
+        paid=st.booleans(),
+        limited=st.booleans(),
+        sets=st.booleans(),
+        name=st.sampled_from(sorted(OBJECTIVES)),
+        tight=st.sampled_from([0.05, 0.3, 0.9]),
+    )
+    @hypothesis.settings(max_examples=40)
+    def run(seed, paid, limited, sets, name, tight):
+        rng = np.random.default_rng(seed)
+        n = 60
+        x = with_copies(synthetic(rng, n, 6), rng, 0.2)
+        groups = rng.permutation(np.repeat(["b", "a", "c"], [30, 20, 10]))
+        cost, lang = rng.integers(1, 9, n), rng.choice(["x", "y"], n)
+        spec = OBJECTIVES[name](n, rng)
+        sizes = {g: int((groups == g).sum()) for g in "abc"}
+        rows = {g: max(1, int(tight * m / 2)) for g, m in sizes.items()}
+        budgets = {g: max(1, int(tight * cost[groups == g].sum())) for g in sizes}
+        limits = {"minimum": {"x": 1}, "maximum": {"y": 0.6}} if not paid else {"maximum": {"y": 2}}
+        given, include, exclude = (rng.choice(n, 4, replace=False) for _ in range(3))
+        include, exclude = np.setdiff1d(include, given), np.setdiff1d(exclude, [*given, *include])
+        near = smartgpu.Near(synthetic(rng, 3, 6), 0.8)
+        barred = [exclude] if np.random.default_rng(seed).random() < 0.5 else [exclude, near]
+        how = {"cost": cost} if paid else {}
+        how |= {"quotas": smartgpu.Quotas(lang, **limits, name="lang")} if limited else {}
+        how |= {"given": given, "include": include, "exclude": barred} if sets else {}
+
+        def call(g, own, place):
+            def local(some):
+                return [place[j] for j in some.tolist() if j in place]
+
+            out = {"objective": spec.take(own)}
+            out |= {"budget": budgets[g], "cost": cost[own]} if paid else {"k": rows[g]}
+            out |= {"quotas": smartgpu.Quotas(lang[own], **limits, name="lang")} if limited else {}
+            if sets:
+                out |= {"given": local(given), "include": local(include)}
+                out |= {"exclude": [local(exclude), *barred[1:]]}
+            return out
+
+        try:
+            found = smartgpu.select_many(x, groups, budgets if paid else rows, spec, **how)
+        except ValueError:
+            ran["refused"] += 1
+            refused = 0
+            for g in sizes:
+                own = np.flatnonzero(groups == g)
+                try:
+                    smartgpu.select(x[own], **call(g, own, {row: i for i, row in enumerate(own.tolist())}))
+                except ValueError:
+                    refused += 1
+            assert refused
+            return
+        ran["some"] += 1
+        each_by_itself(x, groups, found, call=call)
+
+    run()
+    assert ran["some"] > 10 and ran["refused"] > 3
+
+
+def test_limits_against_the_reference(rng):
+    x, groups = grouped(rng, 200)
+    cost, lang = rng.integers(1, 30, 200), rng.choice(["x", "y"], 200)
+    how = {"cost": cost, "quotas": smartgpu.Quotas(lang, maximum={"y": 3}), "exclude": np.arange(0, 200, 9)}
+    ours = smartgpu.select_many(x, groups, 120, **how)
+    theirs = smartgpu.select_many(x, groups, 120, backend="reference", **how)
+    for name, got in ours.items():
+        assert got.indices.tolist() == theirs[name].indices.tolist()
+        assert got.value == pytest.approx(theirs[name].value, rel=1e-6)
+        assert cost[got.indices].sum() <= 120 and (lang[got.indices] == "y").sum() <= 3
+
+
+def test_rows_from_elsewhere_count_in_every_group(rng):
+    x, groups = grouped(rng, 200)
+    there = synthetic(rng, 5)[:, : x.shape[1]]
+    found = smartgpu.select_many(x, groups, 2, given=there)
+    each_by_itself(x, groups, found, call=lambda g, rows, place: {"k": 2, "given": there})
+
+
+def test_limits_that_do_not_fit_are_named_together(rng):
+    x, groups = grouped(rng, 100)
+    cost = np.full(100, 10)
+    lang = np.where(groups == "a", "x", "y")
+    with pytest.raises(ValueError) as error:
+        smartgpu.select_many(
+            x, groups, {g: 5 if g in "ab" else 50 for g in np.unique(groups).tolist()}, cost=cost
+        )
+    text = str(error.value)
+    for name in "ab":
+        assert f"'{name}': budget must be at least 10.0, the cost of the cheapest row, got 5.0" in text
+    assert "'c'" not in text
+    with pytest.raises(ValueError) as error:
+        smartgpu.select_many(x, groups, 1, quotas=smartgpu.Quotas(lang, minimum={"x": 1}, name="lang"))
+    assert "'b': these limits contradict each other: lang minimum['x'] = 1; no rows of 'x'" in str(
+        error.value
+    )
+    assert "'a'" not in str(error.value)
+    free = smartgpu.select_many(x, groups, 1, quotas=smartgpu.Quotas(lang, maximum={"x": 1}, name="lang"))
+    assert all(got.k == 1 for got in free.values())
+    for how, text in (
+        ({"quotas": smartgpu.Quotas(lang, maximum={"zz": 1})}, "maximum: group 'zz' is not in the data"),
+        ({"quotas": smartgpu.Quotas(lang[:5], maximum=1)}, "must hold one label for each of the 100 rows"),
+        ({"rows": 3}, "rows goes with cost"),
+        ({"cost": cost[:5]}, r"cost must have shape \(100,\)"),
+        ({"cost": -cost}, "cost must be > 0 and finite"),
+        ({"given": [3], "exclude": [3]}, "row 3 is in given and in exclude"),
+        ({"exclude": groups == "a"}, "'a': nothing is left to choose"),
+        ({"cost": cost, "rows": {"a": 1}}, "no number of rows for"),
+        ({"include": np.flatnonzero(groups == "a")[:2]}, "'a': include names 2 of its rows, but k is 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            smartgpu.select_many(x, groups, **{"budgets": 40 if "cost" in how else 1, **how})
+    with pytest.raises(TypeError, match=r"the budget of '.*' must be a number in the units of cost, got 'x'"):
+        smartgpu.select_many(x, groups, "x", cost=cost)
+
+
+def test_what_is_done_under_limits(rng):
+    x, groups = grouped(rng, 200)
+    cost = rng.integers(1, 9, 200)
+    how = {"cost": cost, "quotas": smartgpu.Quotas(groups.tolist(), maximum=3)}
+    every = smartgpu.select_many(x, groups, 20, **how)
+    again = smartgpu.select_many(x, groups, 20, done={"a": every["a"]}, **how)
+    assert again["a"] is every["a"] and all(same(again[g], every[g]) for g in every)
+    for change in (
+        {"budgets": 21},
+        {"quotas": None},
+        {"exclude": every["a"].indices[:1]},
+        {"include": every["a"].indices[:1]},
+    ):
+        with pytest.raises(
+            ValueError, match=r"done\['a'\] must be a selection of what 2[01] pays for of the \d+ rows"
+        ):
+            smartgpu.select_many(x, groups, **{"budgets": 20, **how, "done": {"a": every["a"]}, **change})

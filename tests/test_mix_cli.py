@@ -18,7 +18,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 from conftest import ROOT
 
 import smartgpu
-from smartgpu import cli, finished, runs_mix
+from smartgpu import Near, QualityDiversity, Quotas, finished, runs_mix
 from smartgpu.io import read_pool
 from smartgpu.mixture import Mixture, sweep
 
@@ -30,6 +30,9 @@ N = len(LABELS)
 CENTRES = {task: RNG.normal(size=D) for task in SIZES}
 X = np.array([CENTRES[task] + 0.4 * RNG.normal(size=D) for task in LABELS]).astype(np.float32)
 WORDINGS = [[None, "zs", "fs"][i] for i in RNG.integers(0, 3, N)]
+TOKENS = RNG.integers(5, 60, N).tolist()
+LANGS = RNG.choice(["en", "de", "fr"], N, p=[0.7, 0.2, 0.1]).tolist()
+SCORES = RNG.random(N).round(3).tolist()
 POOL = [
     {
         "id": i,
@@ -38,6 +41,9 @@ POOL = [
         "prompt": f"größer {i}?",
         "response": f"yes {i}",
         "deep": [i, None],
+        "tokens": TOKENS[i],
+        "lang": LANGS[i],
+        "score": SCORES[i],
     }
     for i in range(N)
 ]
@@ -45,24 +51,14 @@ MIX = ("--n-tasks", TASKS, "--n-rows", ROWS, "--embeddings", "x.npy")
 
 
 @pytest.fixture
-def smart(tmp_path, monkeypatch, capsys):
-    """Runs a command in a folder of its own: (exit status, stdout, stderr)."""
+def smart(smart, tmp_path, monkeypatch):
+    """In work/, with a pool there."""
     home = tmp_path / "work"
     home.mkdir()
     monkeypatch.chdir(home)
-    monkeypatch.setenv("SMARTGPU_CACHE", str(tmp_path / "cache"))
     np.save("x.npy", X)
     write_lines("pool.jsonl", POOL)
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(a) for a in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
+    return smart
 
 
 @pytest.fixture
@@ -193,6 +189,45 @@ CALLS = {
     ),
     "task embeddings": ("--task-embeddings t.npy", {"task_embeddings": X[:7]}),
     "task matrix": ("--task-matrix s.npy", {"task_similarity": np.cov(X[:7])}),
+    "budget": (
+        "--budget 700 --cost-field tokens --template-field wording",
+        {"n_rows": None, "budget": 700, "cost": TOKENS, "templates": WORDINGS},
+    ),
+    "characters": (
+        "--budget 90 --cost chars --cost-text prompt response",
+        {
+            "n_rows": None,
+            "budget": 90,
+            "cost": [-(-len(row["prompt"] + row["response"]) // 4) for row in POOL],
+        },
+    ),
+    "quotas": (
+        "--quota-field lang --quota-min fr=6 --quota-max en=0.6",
+        {"quotas": Quotas(LANGS, minimum={"fr": 6}, maximum={"en": 0.6}, name="lang")},
+    ),
+    "quality": (
+        "--quality-field score --alpha 0.4 --quality-scale rank",
+        {"row_objective": QualityDiversity(0.4, SCORES, "rank")},
+    ),
+    "row sets": (
+        "--given given.txt --include-rows in.txt --exclude out.npy",
+        {"given": [3, 8], "include_rows": [30, 7], "exclude": np.arange(50, 70)},
+    ),
+    "rows of other files": (
+        "--given-from given.npy --exclude-near near.npy --exclude-above 0.95",
+        {"given": X[:2] + 1, "exclude": Near(X[5:9] + 0.01, 0.95)},
+    ),
+    "all at once": (
+        "--budget 700 --cost-field tokens --quality-field score --alpha 0.5 --include-rows in.txt --exclude out.npy",
+        {
+            "n_rows": None,
+            "budget": 700,
+            "cost": TOKENS,
+            "include_rows": [30, 7],
+            "row_objective": QualityDiversity(0.5, SCORES),
+            "exclude": np.arange(50, 70),
+        },
+    ),
 }
 
 
@@ -200,10 +235,16 @@ CALLS = {
 def test_every_option_reaches_mix(smart, name):
     np.save("t.npy", X[:7])
     np.save("s.npy", np.cov(X[:7]))
+    np.save("out.npy", np.arange(50, 70))
+    np.save("given.npy", X[:2] + 1)
+    np.save("near.npy", X[5:9] + 0.01)
+    Path("given.txt").write_text("3\n8\n")
+    Path("in.txt").write_text("30\n7\n")
     flags, how = CALLS[name]
     how = {"n_tasks": TASKS, "n_rows": ROWS, **how}
     given = ["--n-tasks", how["n_tasks"]] if how["n_tasks"] else []
-    given += ["--n-rows", how["n_rows"], "--embeddings", "x.npy", *flags.split()]
+    given += ["--n-rows", how["n_rows"]] if how["n_rows"] else []
+    given += ["--embeddings", "x.npy", *flags.split()]
     status, _, err = smart("mix", "pool.jsonl", "--out", "out", *given)
     assert status == 0, err
     want = smartgpu.mix(X, LABELS, **how)
@@ -510,6 +551,48 @@ def test_an_interrupted_run_keeps_what_is_done(smart, monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--budget", 700, "--cost-field", "tokens"),
+        ("--n-rows", ROWS, "--quota-field", "lang", "--quota-min", "fr=6"),
+    ],
+    ids=["budget", "quotas"],
+)
+def test_limits_go_on_too(smart, monkeypatch, flags):
+    """Stopped in the middle: what was selected is kept, also where quotas made it select again."""
+    call = (
+        "mix",
+        "pool.jsonl",
+        "--n-tasks",
+        TASKS,
+        "--embeddings",
+        "x.npy",
+        *flags,
+        "--template-field",
+        "wording",
+    )
+    assert smart(*call, "--out", "whole")[0] == 0
+    report, told = finished.Finished.report, []
+
+    def stop(self, key, selection):
+        report(self, key, selection)
+        told.append(key)
+        if len(told) == 17 if "--budget" in flags else len(key) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finished.Finished, "report", stop)
+        assert smart(*call, "--out", "out")[0] == 130
+    assert ("--budget" in flags) or told[-1][-1] == "quotas"
+    again = []
+    monkeypatch.setattr(finished.Finished, "report", lambda self, *a: (again.append(a[0]), report(self, *a)))
+    status, _, err = smart(*call, "--out", "out")
+    assert status == 0 and "going on from the unfinished mixture" in err
+    assert not set(again) & set(told)
+    assert content("out") == content("whole")
+
+
 def test_what_is_done_and_torn_is_refused(smart, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runs_mix, "write_rows", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -667,6 +750,12 @@ def test_sweep(smart, monkeypatch):
     assert len(json.loads(Path("out/sweep.json").read_text())["sweep"]) == 1
     status, out, _ = smart("mix", "pool.jsonl", "--sweep", "3", "--n-rows", 20, "--embeddings", "x.npy")
     assert status == 0 and "mixtures of 20 rows" in out
+    paid = ("--budget", 500, "--cost-field", "tokens", "--exclude", "out.npy", "--embeddings", "x.npy")
+    np.save("out.npy", np.arange(30))
+    status, out, err = smart("mix", "pool.jsonl", "--sweep", "2,4", *paid)
+    assert status == 0 and "mixtures of one budget" in out, err
+    for row in sweep(X, LABELS, [2, 4], budget=500, cost=TOKENS, exclude=np.arange(30)):
+        assert [str(row.n_rows), f"{row.cost:g}"] in [line.split()[-2:] for line in out.splitlines()]
 
 
 # ---- options
@@ -703,6 +792,31 @@ def refused(result, *parts, status=2):
 
 BAD = {
     "no rows": ("--n-tasks 3", ["n_rows is missing"]),
+    "rows and budget": (
+        "--n-rows 9 --budget 90 --cost-field tokens",
+        ["n_rows and budget cannot be combined"],
+    ),
+    "no cost": ("--budget 90", ["--budget goes with --cost-field or --cost"]),
+    "no budget": ("--n-rows 9 --cost-field tokens", ["--budget goes with --cost-field or --cost"]),
+    "budget of 0": ("--budget 0 --cost-field tokens", ["budget must be > 0 and finite"]),
+    "small budget": (
+        "--budget 2 --cost-field tokens",
+        ["budget must be at least", "the cost of the cheapest row"],
+    ),
+    "budget and rows of tasks": (
+        "--budget 90 --cost-field tokens --max-rows 3",
+        ["max_rows cannot be combined with budget"],
+    ),
+    "budget and quotas": (
+        "--budget 90 --cost-field tokens --quota-field lang --quota-max 0.3",
+        ["is a share of k, and no k is given"],
+    ),
+    "quotas": (
+        "--n-rows 9 --quota-field lang --quota-min fr=50",
+        ["contradict each other: lang minimum['fr'] = 50"],
+    ),
+    "quota of nothing": ("--n-rows 9 --quota-min fr=50", ["--quota-min needs --quota-field"]),
+    "near alone": ("--n-rows 9 --exclude-above 0.5", ["--exclude-near goes with --exclude-above"]),
     "rows>n": ("--n-rows 200", ["n_rows must be at most", "120", "got 200"]),
     "rows>tasks": ("--n-tasks 2 --n-rows 60", ["n_rows must be at most 55", "got 60"]),
     "rows=text": ("--n-rows many", ["--n-rows: expected a number of rows or a share", "'many'"]),

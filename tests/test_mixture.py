@@ -680,7 +680,7 @@ def test_a_task_that_gives_no_row(pool):
 )
 def test_bad_input(change, error, text, pool, monkeypatch):
     x, tasks, _ = pool
-    monkeypatch.setattr("smartgpu.many.select_checked", lambda *a: pytest.fail("rows were selected"))
+    monkeypatch.setattr("smartgpu.parts.select_checked", lambda *a, **k: pytest.fail("rows were selected"))
     monkeypatch.setattr(
         "smartgpu.mixture.ranking.select", lambda *a, **how: pytest.fail("tasks were selected")
     )

@@ -133,6 +133,7 @@ def test_import_is_light():
         "pandas",
     }
     heavy |= {"scipy", "sklearn", "tqdm", "yaml", "safetensors", "plotly", "jinja2", "matplotlib", "numba"}
+    heavy |= {"tokenizers"}
     assert not third_party & heavy, f"import smartgpu loads {sorted(third_party & heavy)}"
     assert "numpy" in third_party
 
@@ -147,15 +148,20 @@ MAY_IMPORT = (
     *(
         (f"smartgpu/backends/{name}.py", {"smartgpu", "numpy", "torch"})
         for name in (
+            "cuda",
+            "cuda_batch",
+            "cuda_tail",
             "triton",
             "device",
             "device_footprint",
             "device_linear",
+            "device_pairs",
             "entries",
             "resident",
             "streaming",
         )
     ),
+    ("smartgpu/sklearn.py", {"smartgpu", "numpy", "sklearn"}),  # asked for by its users
     ("smartgpu/**/*.py", {"smartgpu", "numpy"}),
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip
     ("tests/test_bench.py", {"smartgpu", "numpy", "pytest", "local", "bench"}),
@@ -173,20 +179,34 @@ LAYERS = {
     "checkpoint": {"files"},
     "selection": {"files", "version"},
     "options": {"similarity", "backends"},  # the names that they list
-    "backends": {"similarity", "backends", "workers", "kernels", "constraints"},
-    "objectives": {"arrays", "similarity", "objectives", "backends", "workers", "checkpoint", "constraints"},
+    "backends": {"similarity", "backends", "workers", "kernels", "constraints", "files", "version"},
+    "objectives": {
+        *("arrays", "similarity", "objectives", "backends", "workers", "checkpoint", "constraints", "labels"),
+        "sparse",
+    },
+    "sparse": set(),
+    "graph": {"backends", "job", "options", "similarity", "workers"},
+    # signatures and translations, on top of what computes
+    "compat": {
+        *("api", "arrays", "compat", "constraints", "graph", "heuristics", "job", "maximize", "objectives"),
+        *("options", "sieve", "similarity", "version", "workers"),
+    },
+    "heuristics": {"constraints", "maximize", "objectives", "options", "selecting", "similarity", "workers"},
     "near": {"arrays", "backends", "checkpoint", "job", "objectives", "reference"},
     "maximize": {"constraints", "objectives", "checkpoint"},
     "labels": set(),
     "alpha": {"backends", "objectives", "options", "selecting", "selection", "similarity"},
     "baselines": {
-        *("api", "arrays", "backends", "job", "objectives", "options", "selection", "similarity"),
+        *("api", "arrays", "backends", "constraints", "job", "objectives", "options"),
+        *("selecting", "selection", "similarity"),
     },
+    "tokens": set(),
+    "parts": {"constraints", "job", "labels", "near", "selecting", "selection"},
     "many": {
-        "selecting",
-        *("arrays", "backends", "job", "labels", "objectives", "options", "selection", "similarity"),
-        "workers",
+        *("arrays", "backends", "constraints", "job", "labels", "near", "objectives", "options", "parts"),
+        *("selecting", "selection", "similarity", "together", "workers"),
     },
+    "together": {"backends", "job", "objectives", "options", "parts", "selection", "similarity"},
     # on top of what anybody may call, but for the checked arguments that its many selections share
     "mixture": {
         *(
@@ -194,21 +214,37 @@ LAYERS = {
             "arrays",
             "backends",
             "checkpoint",
+            "constraints",
             "files",
             "job",
             "labels",
             "many",
             "mixture",
+            "near",
             "objectives",
         ),
-        *("options", "selection", "similarity", "workers"),
+        *("options", "parts", "selection", "similarity", "workers"),
     },
     # measures with the primitives that evaluate() uses
     "reporting": {
-        *("arrays", "backends", "files", "job", "labels", "mixture", "objectives", "options", "reporting"),
-        *("selection", "similarity", "version"),
+        *("arrays", "backends", "constraints", "files", "job", "labels", "mixture", "objectives", "options"),
+        *("reporting", "selecting", "selection", "similarity", "version"),
     },
     "exports": {"exports", "files", "io", "similarity"},
+    "sieve": {
+        *(
+            "arrays",
+            "backends",
+            "job",
+            "objectives",
+            "options",
+            "selecting",
+            "selection",
+            "sieve",
+            "similarity",
+        ),
+        "workers",
+    },
 }
 
 

@@ -9,7 +9,24 @@ import numpy as np
 import pytest
 
 import smartgpu
-from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, plan, rank, select
+from smartgpu import (
+    Clustered,
+    ConcaveOverModular,
+    DisparityMin,
+    DisparitySum,
+    FacilityLocation,
+    FeatureBased,
+    GraphCut,
+    LogDet,
+    MaxCoverage,
+    Modular,
+    ProbabilisticSetCover,
+    SaturatedCoverage,
+    SumRedundancy,
+    plan,
+    rank,
+    select,
+)
 from smartgpu.options import bytes_text, parse_bytes
 
 N, D, K = 4000, 256, 60
@@ -49,6 +66,11 @@ def sparse(pool: np.ndarray):
     scipy = pytest.importorskip("scipy.sparse")
     s = matrix(pool, 2500)
     return scipy.csr_matrix(np.where(s > np.quantile(s, 0.9), s, 0))
+
+
+def counted(pool: np.ndarray):
+    scipy = pytest.importorskip("scipy.sparse")
+    return scipy.csr_matrix(np.maximum(pool - 1.5, 0))
 
 
 def symmetric(pool: np.ndarray) -> np.ndarray:
@@ -100,6 +122,18 @@ CASES = {
     "csr-fl": (sparse, lambda x: FacilityLocation(), "precomputed", {}),
     "csr-oblong": (lambda x: sparse(x)[:700], lambda x: FacilityLocation(W[:700]), "precomputed", {}),
     "csr-gc": (sparse, lambda x: GraphCut(), "precomputed", {}),
+    "features": (None, lambda x: FeatureBased(np.abs(x)), "cosine", {}),
+    "features-sparse": (counted, lambda x: FeatureBased(None, "log"), "cosine", {}),
+    "sets": (counted, lambda x: MaxCoverage(None, 1e-3), "cosine", {}),
+    "chances": (None, lambda x: ProbabilisticSetCover(np.abs(x) / 20), "cosine", {}),
+    "saturated": (None, lambda x: SaturatedCoverage(), "rbf", {}),
+    "csr-saturated": (sparse, lambda x: SaturatedCoverage(0.01), "precomputed", {}),
+    "query": (None, lambda x: ConcaveOverModular(x[:20]), "rbf", {}),
+    "disparity-sum": (None, lambda x: DisparitySum(), "cosine", {}),
+    "disparity-min": (None, lambda x: DisparityMin(), "rbf", {}),
+    "matrix-redundancy": (skewed, lambda x: SumRedundancy(), "precomputed", {}),
+    "clustered": (None, lambda x: Clustered("facility_location", np.arange(N) % 7), "cosine", {}),
+    "matrix-clustered": (matrix, lambda x: Clustered(GraphCut(), np.arange(1500) % 7), "precomputed", {}),
 }
 
 

@@ -508,6 +508,112 @@ def test_cluster_by_kmeans(rng):
     assert np.array_equal(again.indices, baselines.cluster(x, 50, q, seed=1).indices)
 
 
+def between(s, tau):
+    """A number near tau that no similarity is near to: rounding decides no pair."""
+    near = np.unique([tau - 0.01, *s[np.abs(s - tau) < 0.01], tau + 0.01])
+    at = np.diff(near).argmax()
+    assert near[at + 1] - near[at] > 5e-6
+    return float(near[at : at + 2].mean())
+
+
+def in_turn(order, k, fits, first=()):
+    """Rows of `order` that fit beside those taken before them, by the definition of a limit."""
+    taken = list(first)
+    for j in order:
+        if len(taken) < k and j not in taken and fits([*taken, j]):
+            taken.append(int(j))
+    return taken
+
+
+@pytest.mark.parametrize("limit", ["rows", "budget", "quotas", "all"])
+@pytest.mark.parametrize("name", ["random", "threshold", "cluster"])
+def test_baselines_keep_to_limits(name, limit, rng):
+    x, q = synthetic(rng, 90), ratings(rng, 90)
+    s = reference.similarities(x, COSINE)
+    given, barred, first = [3, 50], [7, 8, 9, 60], [11, 20]
+    cost, group, k = rng.integers(1, 9, 90).astype(float), np.array(["ab"[i % 2] for i in range(90)]), 12
+    limits = {"given": given, "exclude": barred, "include": first}
+    if limit in ("budget", "all"):
+        limits |= {"budget": 40, "cost": cost}
+    if limit in ("quotas", "all"):
+        limits["quotas"] = smartgpu.Quotas(group, maximum={"a": 5}, minimum={"b": 4})
+    tau, label = between(s, 0.7), rng.integers(0, 7, 90)
+
+    def fits(rows):
+        if set(rows) & {*given, *barred} or ("budget" in limits and cost[rows].sum() > 40):
+            return False
+        if name == "threshold" and rows[-1] not in first:
+            near = s[[*given, *rows[:-1]], rows[-1]]
+            if near.max() >= tau:
+                return False
+        return "quotas" not in limits or (group[rows] == "a").sum() <= 5
+
+    if name == "random":
+        order = np.argsort(-np.random.default_rng(4).random(90), kind="stable")
+        found = baselines.random(x, k, 4, **limits)
+    elif name == "threshold":
+        order = np.argsort(-q, kind="stable")
+        found = baselines.threshold(x, k, q, tau, **limits)
+    else:
+        left = {g: [j for j in np.flatnonzero(label == g) if j not in [*given, *barred]] for g in range(7)}
+        left = {g: sorted(rows, key=lambda j: (-q[j], j)) for g, rows in left.items()}
+        turns = itertools.zip_longest(*left.values())
+        order = [
+            j for turn in turns for j in sorted((j for j in turn if j is not None), key=lambda j: (-q[j], j))
+        ]
+        found = baselines.cluster(x, k, q, label, **limits)
+    rows = found.indices
+    assert rows[:2].tolist() == first and len(set(rows.tolist())) == len(rows) > 4
+    if limit != "all":  # with a budget what the minimum needs is put aside
+        assert rows.tolist() == in_turn(order, k, fits, first)
+    assert not set(rows.tolist()) & {*given, *barred}
+    if "budget" in limits:
+        assert cost[rows].sum() == found.limits["cost"] <= 40
+    if "quotas" in limits:
+        assert (group[rows] == "a").sum() <= 5 and (group[rows] == "b").sum() >= 4
+    if name != "random":
+        assert found.value == pytest.approx(q[given].sum() + q[rows].sum())
+    assert str(found).splitlines()[0].endswith(f"by {name} on cosine (a baseline)")
+
+
+def test_baselines_with_a_budget_alone(rng):
+    x, q, cost = synthetic(rng, 60), ratings(rng, 60), rng.integers(2, 9, 60).astype(float)
+    for found in (
+        baselines.quality_only(x, None, q, budget=30, cost=cost),
+        baselines.random(x, None, budget=30, cost=cost),
+        baselines.threshold(x, None, q, 0.9, budget=30, cost=cost),
+        baselines.cluster(x, None, q, 5 + (np.arange(60) % 4), budget=30, cost=cost),
+    ):
+        left = np.setdiff1d(np.arange(60), found.indices)
+        assert 30 - cost[left].min() < cost[found.indices].sum() <= 30, found.objective["name"]
+    with pytest.raises(ValueError, match="k is missing"):
+        baselines.random(x, None)
+    with pytest.raises(ValueError, match="clusters is missing"):
+        baselines.cluster(x, None, q, budget=30, cost=cost)
+    quotas = smartgpu.Quotas(["a" if i < 2 else "b" for i in range(60)], minimum={"a": 2})
+    x[1] = x[0]
+    with pytest.raises(ValueError, match=r"less similar than tau = 0\.9 are left for a minimum"):
+        baselines.threshold(x, 10, q, 0.9, quotas=quotas)
+    with pytest.raises(ValueError, match="checkpoint is for greedy"):
+        baselines.random(x, 5, checkpoint="a.npz")
+
+
+def test_threshold_beside_rows_from_elsewhere(rng):
+    x, q = synthetic(rng, 80), ratings(rng, 80)
+    other, bench = x[:5] + 0.01, x[30:32] + 0.01
+    s = np.array(
+        [[reference.similarities(np.stack([a, b]), COSINE)[0, 1] for b in [*other, *bench]] for a in x]
+    )
+    inner = reference.similarities(x, COSINE)
+    tau = between(np.concatenate([s, inner], axis=1), 0.6)
+    found = baselines.threshold(x, 20, q, tau, given=other, exclude=smartgpu.Near(bench, tau))
+    expected = []
+    for j in np.argsort(-q, kind="stable"):
+        if len(expected) < 20 and s[j].max() < tau and not (inner[expected, j] >= tau).any():
+            expected.append(int(j))
+    assert found.indices.tolist() == expected and len(expected) > 3
+
+
 # ---- the command line
 
 
@@ -594,6 +700,68 @@ def test_bad_options(arguments, text, pool, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["quality_only"], lambda x, q, **how: baselines.quality_only(x, 20, q, **how)),
+        (["random", "--seed", "3"], lambda x, q, **how: baselines.random(x, 20, 3, **how)),
+        (["threshold", "--tau", "0.9"], lambda x, q, **how: baselines.threshold(x, 20, q, 0.9, **how)),
+        (["cluster", "--clusters", "4"], lambda x, q, **how: baselines.cluster(x, 20, q, 4, **how)),
+    ],
+    ids=["quality_only", "random", "threshold", "cluster"],
+)
+def test_command_line_baselines(arguments, expected, pool, capsys):
+    tmp_path, x, q = pool
+    name = arguments[0]
+    if name == "cluster":
+        pytest.importorskip("sklearn", reason="cluster needs scikit-learn")
+    np.save(tmp_path / "given.npy", [4, 5])
+    given = ("--given", str(tmp_path / "given.npy"), "--quota-field", "task", "--quota-max", "a=8")
+    rated = () if name == "random" else ("--quality-field", "score")
+    call = ("-k", "20", "--baseline", *arguments, *rated, *given)
+    assert run(tmp_path, *call) == 0
+    assert f"20 of 120 rows by {name} on cosine" in capsys.readouterr().out
+    quotas = smartgpu.Quotas(["ab"[i % 2] for i in range(120)], maximum={"a": 8}, name="task")
+    sel = expected(x, q, given=[4, 5], quotas=quotas)
+    held = json.loads((tmp_path / "out" / "selection.json").read_text())
+    lines = (tmp_path / "out" / "selected.jsonl").read_text().splitlines()
+    rows = [json.loads(line)["source_row"] for line in lines]
+    assert rows == sel.indices.tolist() and held["objective"] == json.loads(json.dumps(sel.objective))
+    assert held["limits"] == sel.limits and held["run"]["baseline"] == name
+    assert run(tmp_path, *call) == 0 and "holds this selection already" in capsys.readouterr().out
+    assert run(tmp_path, "-k", "20", *given) == 2, "another run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--baseline", "quality"], "did you mean 'quality_only'"),
+        (["--baseline", "threshold"], "--baseline threshold needs --quality-field, or a file with --quality"),
+        (
+            ["--baseline", "random", "--quality", "q.npy"],
+            "--quality cannot be combined with --baseline random",
+        ),
+        (["--baseline", "random", "--quality-missing", "min"], "--quality-missing cannot be combined with"),
+        (["--tau", "0.5"], "--tau is an option of --baseline threshold"),
+        (["--baseline", "random", "--clusters", "5"], "of --baseline cluster, not of random"),
+        (["--baseline", "random", "--alpha", "0.5"], "--alpha cannot be combined with --baseline random"),
+        (["--baseline", "random", "--objective", "log_det"], "--objective cannot be combined with"),
+        (["--baseline", "random", "--coverage", "0.5"], "--coverage cannot be combined with"),
+        (["--baseline", "threshold", "--quality", "q.npy", "--tau", "0"], "tau must be > 0"),
+        (
+            ["--baseline", "cluster", "--quality", "q.npy", "--sizes", "5", "9"],
+            "makes other clusters for each",
+        ),
+        (["--baseline", "threshold", "--quality", "q.npy", "--sizes", "5"], "which may find fewer rows"),
+    ],
+)
+def test_bad_baselines(arguments, text, pool, capsys):
+    tmp_path, _, _ = pool
+    assert run(tmp_path, *([] if "--sizes" in arguments else ["-k", "20"]), *arguments) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_line_path(pool, capsys):
     tmp_path, x, q = pool
     arguments = ("-k", "20", "--alpha-path", "0,0.1,1", "--quality-field", "score")
@@ -651,3 +819,7 @@ def test_backend_triton(rng):
         assert point.coverage == pytest.approx(evaluate(x, sel.indices).coverage, rel=1e-5)
     found = baselines.threshold(x, 12, q, 0.7, **how)
     assert np.array_equal(found.indices, baselines.threshold(x, 12, q, 0.7).indices)
+    limits = {"given": ([3], x[5:7] + 0.01), "exclude": [8], "budget": 20, "cost": 1.0 + np.arange(90) % 4}
+    found = baselines.threshold(x, 12, q, 0.7, **limits, **how)
+    assert np.array_equal(found.indices, baselines.threshold(x, 12, q, 0.7, **limits).indices)
+    assert 0 < found.limits["cost"] <= 20

@@ -18,7 +18,7 @@ pytest.importorskip("pyarrow")
 from browser import Browser, find_browser
 
 import smartgpu
-from smartgpu import cli, reporting
+from smartgpu import reporting
 from smartgpu.reporting import measuring
 from smartgpu.reporting.page import percent
 from smartgpu.reporting.projection import project
@@ -416,6 +416,145 @@ def test_draws_of_the_same_budgets(rng):
     assert len({tuple(sorted(one.tolist())) for one in drawn}) == 3
 
 
+# ---- quality and limits ----
+
+
+def ratings(rng, n=200):
+    """Whole numbers from 0 to 5, three of them missing."""
+    q = rng.integers(0, 6, n).astype(float)
+    q[[3, 4, 150]] = np.nan
+    return q
+
+
+def test_quality_follows_its_definitions(pool, tmp_path, rng, monkeypatch):
+    x, _, tasks = pool
+    q, drawn = ratings(rng), []
+    kept = measuring._draw
+    monkeypatch.setattr(measuring, "_draw", lambda *a: drawn.append(kept(*a)) or drawn[-1])
+    selection = smartgpu.select(x, 15, given=[1, 2], exclude=range(180, 200))
+    limits = {"given": [1, 2], "exclude": np.arange(180, 200)}
+    _, r = make(tmp_path, x, result=selection, quality=q, tasks=tasks, draws=3, **limits)
+    found, s = r["quality"], cosines(x)
+    assert not found["used"] and found["path"] is None and found["rated"] == 197
+    rows = selection.indices
+    free = [j for j in np.argsort(-np.nan_to_num(q, nan=-9), kind="stable") if j not in (1, 2) and j < 180]
+    for name, those in (("chosen", rows), ("best", free[:15]), ("pool", np.arange(200))):
+        there = np.sort(q[those][~np.isnan(q[those])])
+        part = found[name]
+        assert part["rated"] == len(there) and part["mean"] == pytest.approx(there.sum() / len(there))
+        assert (part["least"], part["most"]) == (there[0], there[-1])
+        assert part["median"] == pytest.approx(np.median(there))
+        assert part["tail"] == pytest.approx(np.percentile(there, 5))
+        if name != "pool":
+            assert part["coverage"] == pytest.approx(covered(s, [1, 2, *those]) / 200, rel=QUANTA)
+    assert found["random"]["coverage"] == r["headline"]["random"]["values"]
+    assert found["random"]["mean"] == pytest.approx([np.nanmean(q[each]) for each in drawn])
+    bars = found["histogram"]
+    assert bars["at"] == [0, 1, 2, 3, 4, 5] and bars["width"] == 1
+    assert bars["pool"] == pytest.approx([(q == v).sum() / 197 for v in range(6)])
+    assert bars["chosen"] == pytest.approx(
+        [(q[rows] == v).sum() / (~np.isnan(q[rows])).sum() for v in range(6)]
+    )
+    for row in r["tasks"]["tasks"]:
+        of = np.array(tasks) == row["task"]
+        assert row["quality"]["pool"] == pytest.approx(np.nanmean(q[of]))
+        assert row["quality"]["chosen"] == pytest.approx(np.nanmean(q[[j for j in rows if of[j]]]))
+
+
+def test_quality_of_many_values_is_binned(rng, tmp_path):
+    x, q = rng.normal(size=(300, 4)).astype(np.float32), rng.standard_normal(300)
+    selection, r = make(tmp_path, x, 30, quality=q)
+    bars = r["quality"]["histogram"]
+    edges = np.linspace(q.min(), q.max(), 41)
+    assert bars["at"] == pytest.approx((edges[1:] + edges[:-1]) / 2)
+    for name, values in (("pool", q), ("chosen", q[selection.indices])):
+        assert bars[name] == pytest.approx(np.histogram(values, edges)[0] / len(values))
+    flat = make(tmp_path, x, 30, quality=np.ones(300), name="flat")[1]["quality"]
+    assert flat["histogram"] == {"at": [1.0], "width": 1.0, "pool": [1.0], "chosen": [1.0]}
+
+
+def test_rows_chosen_by_a_quality_beside_its_path(pool, tmp_path, rng):
+    x, *_ = pool
+    q = ratings(rng)
+    selection = smartgpu.select(x, 15, smartgpu.QualityDiversity(0.2, q, missing="min"))
+    path = smartgpu.alpha_path(x, 15, q, (0, 0.2, 1), missing="min")
+    _, r = make(tmp_path, x, result=selection, quality=q, alpha_path=path)
+    found = r["quality"]
+    assert found["used"] and found["rated"] == 200, "missing ones are what they were taken for"
+    assert found["chosen"]["mean"] == path.points[1].quality_mean
+    assert found["chosen"]["coverage"] == pytest.approx(path.points[1].coverage, rel=1e-9)
+    assert [p["alpha"] for p in found["path"]["points"]] == [0, 0.2, 1]
+    assert found["path"]["suggested"] == path.suggested and found["path"]["k"] == 15
+    page = Reader((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
+    assert "The rows were chosen by this quality: alpha 0.2" in page and "of highest quality" in page
+    other = make(tmp_path, x, result=selection, quality=np.nan_to_num(q) + 1, name="other")[1]
+    assert not other["quality"]["used"]
+    rated = smartgpu.baselines.threshold(x, 15, np.nan_to_num(q), 0.9)
+    assert make(tmp_path, x, result=rated, quality=np.nan_to_num(q), name="rated")[1]["quality"]["used"]
+
+
+def test_quality_of_the_tasks_of_a_mixture(pool, tmp_path, rng):
+    x, _, tasks = pool
+    q = rng.integers(0, 6, 200).astype(float)
+    mixture = smartgpu.mix(x, tasks, 2, 30, row_objective=smartgpu.QualityDiversity(0.3, q, "minmax"))
+    _, r = make(tmp_path, x, result=mixture, quality=q, tasks=tasks)
+    assert r["quality"]["used"] and r["quality"]["chosen"]["mean"] == q[mixture.indices].mean()
+    for row, task in zip(r["tasks"]["tasks"], mixture.tasks, strict=True):
+        assert row["quality"]["chosen"] == pytest.approx(q[task.indices].mean())
+        assert row["quality"]["pool"] == pytest.approx(q[np.array(tasks) == task.task].mean())
+    plain = make(tmp_path, x, result=mixture, tasks=tasks, name="plain")[1]
+    assert plain["quality"] is None and "quality" not in plain["tasks"]["tasks"][0]
+
+
+def test_budget_and_quotas(pool, tmp_path, rng):
+    x, _, tasks = pool
+    cost = rng.integers(1, 9, 200).astype(float)
+    inner = [f"{task}{i % 2}" for i, task in enumerate(tasks)]
+    quotas = [
+        smartgpu.Quotas(tasks, minimum={"t0": 0.5}, maximum={"<b>bold</b>": 3}, name="<i>task</i>"),
+        smartgpu.Quotas(inner, maximum=4, name="inner"),
+    ]
+    selection = smartgpu.select(x, 12, quotas=quotas)
+    _, r = make(tmp_path, x, result=selection, quotas=quotas)
+    outer, inside = r["quotas"]
+    assert r["budget"] is None and (outer["field"], inside["field"]) == ("<i>task</i>", "inner")
+    chosen = [tasks[j] for j in selection.indices]
+    for group in outer["groups"]:
+        name = group["group"]
+        assert group["size"] == tasks.count(name) and group["chosen"] == chosen.count(name)
+        assert (group["least"], group["most"]) == {"t0": (6, None), "<b>bold</b>": (0, 3)}.get(
+            name, (0, None)
+        )
+    assert [group["most"] for group in inside["groups"]] == [4] * 6
+    assert sum(group["chosen"] for group in inside["groups"]) == 12
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Quotas of <i>task</i>" in " ".join(Reader(page).text.split()) and "<i>" not in page
+    paid = smartgpu.select(x, budget=40, cost=cost)
+    _, r = make(tmp_path, x, result=paid, name="paid")
+    assert r["budget"] == {"budget": 40.0, "cost": cost[paid.indices].sum()} and r["quotas"] is None
+    page = Reader((tmp_path / "paid" / "report.html").read_text(encoding="utf-8")).text
+    assert f"{r['budget']['cost']:g} of a budget of 40 were spent" in page
+
+
+def test_budget_and_quotas_of_a_mixture(pool, tmp_path, rng):
+    x, _, tasks = pool
+    cost, source = rng.integers(1, 9, 200).astype(float), ["ab"[i % 2] for i in range(200)]
+    quotas = smartgpu.Quotas(source, maximum={"a": 0.25}, name="source")
+    mixture = smartgpu.mix(x, tasks, 2, 24, quotas=quotas)
+    _, r = make(tmp_path, x, result=mixture, tasks=tasks, quotas=quotas)
+    a, b = r["quotas"][0]["groups"]
+    chosen = [source[j] for j in mixture.indices]
+    assert (a["group"], a["most"], a["chosen"]) == ("a", 6, chosen.count("a")) and a["chosen"] <= 6
+    assert (b["group"], b["most"], b["chosen"]) == ("b", None, chosen.count("b"))
+    paid = smartgpu.mix(x, tasks, 2, budget=70, cost=cost)
+    _, r = make(tmp_path, x, result=paid, tasks=tasks, name="paid")
+    assert r["budget"] == {"budget": 70.0, "cost": cost[paid.indices].sum()}
+    for row, task in zip(r["tasks"]["tasks"], paid.tasks, strict=True):
+        assert row["cost"] == cost[task.indices].sum() and row["allowance"] == task.allowance
+    page = Reader((tmp_path / "paid" / "report.html").read_text(encoding="utf-8")).text
+    assert "of a budget of 70 were spent" in page and "may cost" in page
+
+
 # ---- text ----
 
 
@@ -560,23 +699,12 @@ N = 90
 
 
 @pytest.fixture
-def smart(tmp_path, monkeypatch, capsys, rng):
-    """Runs a command in a folder of its own, with a pool: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SMARTGPU_CACHE", str(tmp_path / "cache"))
+def smart(smart, rng):
+    """With a pool in the folder."""
     np.save("x.npy", rng.normal(size=(N, 5)).astype(np.float32))
     rows = [{"id": i, "task": f"t{i % 4}", "text": f"text {i} {HOSTILE[i % 7]}"} for i in range(N)]
     write_lines("pool.jsonl", rows)
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(a) for a in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
+    return smart
 
 
 def write_lines(path, rows):
@@ -681,6 +809,72 @@ def test_mixture_and_sweep(smart):
     assert status == 2 and "mixture" in err
     status, _, err = smart(*mix, "--sweep", "2,4", "--report")
     assert status == 2 and "--report" in err
+
+
+def rate(rng):
+    """A field of the pool, and a file with other values."""
+    rows = [json.loads(line) for line in Path("pool.jsonl").read_text(encoding="utf-8").splitlines()]
+    score = rng.integers(0, 6, N)
+    write_lines("pool.jsonl", [{**row, "score": int(v)} for row, v in zip(rows, score, strict=True)])
+    np.save("q.npy", (score + rng.integers(0, 2, N)).astype(float))
+
+
+def test_quality_and_quotas_are_read_again(smart, rng):
+    rate(rng)
+    limits = ("--quota-field", "task", "--quota-max", "0.4", "--quota-min", "t1=2")
+    assert smart(*SELECT, "-k", 9, "--quality-field", "score", "--alpha", 0.2, *limits, "--report")[0] == 0
+    first = read()
+    assert first["quality"]["used"] and first["quality"]["path"] is None
+    assert [
+        (g["least"], g["most"]) for g in sorted(first["quotas"][0]["groups"], key=lambda g: g["group"])
+    ] == [
+        (0, 3),
+        (2, 3),
+        (0, 3),
+        (0, 3),
+    ]
+    assert smart("report", "out")[0] == 0 and same(read(), first)
+    assert smart(*SELECT, "-k", 9, "--quality-field", "score", "--alpha-path", "0,0.2,1")[0] == 0
+    status, _, err = smart("report", "out", "-q")
+    assert (status, err) == (0, "") and [p["alpha"] for p in read()["quality"]["path"]["points"]] == [
+        0,
+        0.2,
+        1,
+    ]
+    status, _, err = smart("report", "out", "--quality", "q.npy")
+    assert status == 0 and "alpha_path.json is of another pool, or another quality" in err
+    assert not read()["quality"]["used"] and read()["quality"]["path"] is None
+
+
+def test_a_file_of_quality(smart, rng):
+    rate(rng)
+    assert smart(*SELECT, "-k", 9, "--quality", "q.npy", "--alpha", 0.2)[0] == 0
+    assert smart("report", "out")[0] == 0 and read()["quality"]["used"]
+    os.rename("q.npy", "p.npy")
+    status, _, err = smart("report", "out")
+    assert status == 2 and "q.npy" in err and "name it with --quality" in err
+    assert smart("report", "out", "--quality", "p.npy")[0] == 0 and read()["quality"]["used"]
+    np.save("q.npy", np.load("p.npy") + 1)
+    status, _, err = smart("report", "out")
+    assert status == 2 and "q.npy holds other quality than out was made with" in err
+    mix = ("mix", "pool.jsonl", "--embeddings", "x.npy", "--n-rows", 20, "--out", "m", "--quality", "q.npy")
+    assert smart(*mix, "--alpha", 0.3)[0] == 0 and smart("report", "m")[0] == 0
+    assert read("m")["quality"]["used"] and "quality" in read("m")["tasks"]["tasks"][0]
+    assert smart(*SELECT[:-1], "r", "-k", 9, "--baseline", "random")[0] == 0
+    assert smart("report", "r", "--quality-field", "score")[0] == 0
+    assert not read("r")["quality"]["used"] and "by random on cosine (a baseline)" in page_text("r")
+
+
+def page_text(out):
+    return " ".join(Reader(Path(f"{out}/report.html").read_text(encoding="utf-8")).text.split())
+
+
+def test_a_budget_is_told_of_whole_selections(smart):
+    assert smart(*SELECT, "--budget", 60, "--cost", "chars", "--report")[0] == 0
+    limits = smartgpu.Selection.load("out/selection.npz").limits
+    assert read()["budget"] == {"budget": 60.0, "cost": limits["cost"]}
+    assert smart("report", "out", "-k", 2)[0] == 0
+    assert read()["budget"] == {"budget": 60.0, "cost": None} and "keep to a budget of 60" in page_text("out")
 
 
 def test_rows_from_elsewhere_are_told_of(smart, rng):
@@ -853,6 +1047,22 @@ def test_missing_libraries_are_told_before_any_work(smart, monkeypatch):
         (lambda s, x, out: smartgpu.report(s, x, out, maximizer="x"), ValueError, "maximizer"),
         (lambda s, x, out: smartgpu.report(s, x, out, colour=1), TypeError, "colour"),
         (lambda s, x, out: smartgpu.report(s, x, out, given=[20]), ValueError, "given"),
+        (lambda s, x, out: smartgpu.report(s, x, out, quality=[1]), ValueError, "quality must have shape"),
+        (
+            lambda s, x, out: smartgpu.report(s, x, out, quality=[None] * 20),
+            ValueError,
+            "missing in every row",
+        ),
+        (
+            lambda s, x, out: smartgpu.report(s, x, out, alpha_path=1),
+            ValueError,
+            "alpha_path goes with quality",
+        ),
+        (
+            lambda s, x, out: smartgpu.report(s, x, out, quotas=3),
+            TypeError,
+            "quotas must be a smartgpu.Quotas",
+        ),
         (lambda s, x, out: smartgpu.report("f", x, out), ValueError, "X cannot be given with a folder"),
     ],
 )
@@ -916,7 +1126,8 @@ def browser():
 
 @pytest.fixture
 def shown_page(pool, tmp_path):
-    page_of(pool, tmp_path)
+    q = np.arange(200) % 5
+    page_of(pool, tmp_path, quality=q, alpha_path=smartgpu.alpha_path(pool[0], 15, q, (0, 0.5, 1)))
     return tmp_path / "out" / "report.html"
 
 
@@ -930,7 +1141,7 @@ def test_page_draws_without_network_and_runs_nothing_from_the_data(browser, show
         "[...document.querySelectorAll('.plot')].map((p) => [p.id, p.querySelectorAll('svg path').length])"
     )
     assert [name for name, _ in drawn] == [
-        f"plot-{n}" for n in ("standing", "curve", "map", "tasks", "distance")
+        f"plot-{n}" for n in ("standing", "curve", "quality", "ratings", "map", "tasks", "distance")
     ]
     assert all(count > 10 for _, count in drawn)
     labels = browser.value(

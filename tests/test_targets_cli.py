@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from smartgpu import FacilityLocationCMI, FacilityLocationMI, GraphCutCG, LogDetMI, Near, cli, select
+from smartgpu import FacilityLocationCMI, FacilityLocationMI, GraphCutCG, LogDetMI, Near, select
 from smartgpu.selection import Selection
 
 N, D, K = 80, 8, 6
@@ -21,24 +21,14 @@ def vectors(texts):
 
 
 @pytest.fixture
-def smart(tmp_path, monkeypatch, capsys):
-    """Runs a command in a folder of its own: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def smart(smart, tmp_path):
+    """With a pool, a query, a private set and a benchmark in the folder."""
     for name, value in {"x": X, "q": Q, "p": P, "bench": X[:3] + 0.01, "wide": np.ones((3, D + 1))}.items():
         np.save(f"{name}.npy", value)
     for name, count in {"pool": N, "query": 5}.items():
         rows = [json.dumps({"text": f"{name} {i}"}) for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            status = cli.main([str(a) for a in arguments])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
+    return smart
 
 
 def chosen(folder="out"):

@@ -114,6 +114,10 @@ class Backend(Protocol):
     def accept(
         self, kept: Kept, b: int, level: Any
     ) -> None: ...  # raise the level by kept column b, in place
+    def column(self, kept: Kept, b: int) -> np.ndarray: ...  # (r,) int32, the kept column b on the host
+    def excess_again(
+        self, kept: Kept, level: Any
+    ) -> np.ndarray: ...  # (m,) int64 excesses of the kept columns over another level
     def max_batch(self) -> int: ...  # columns that may be kept at once
     def held(self) -> int: ...  # bytes of `memory` that are taken besides survivors
     def estimate_survivors(self, level: Any) -> float: ...  # about how many pairs have q_ij > level_i
@@ -134,6 +138,11 @@ class Backend(Protocol):
     def nearest(
         self, cols: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]: ...  # (r,) best position in cols, (r,) int32
+    def neighbours(
+        self, rows: slice, k: int
+    ) -> tuple[
+        np.ndarray, np.ndarray
+    ]: ...  # (m, k) int32, (m, k) int64: the best candidates, lower first of equals
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -72,6 +72,12 @@ class Pool(Geometry):
                     f"{tensor._version - before} times while rows were chosen from it: these picks are of no one "
                     "pool. Wait for select() before changing it, or pass a copy"
                 )
+
+    def columns(self, cols: np.ndarray) -> Pool:
+        """The same with these candidates alone, their features copied."""
+        at = torch.from_numpy(cols)
+        x = self.x[at.to(self.device)] if isinstance(self.x, torch.Tensor) else self.x.some(at)
+        return replace(self, x=x, owned=self.owned + x.nbytes, watched=[])
 
     @property
     def device(self) -> torch.device:

@@ -168,5 +168,11 @@ class DeviceFootprint:
         work += 72 * rows + 40 * n
         return max(work, self._prepared(n)) if self.d else work + self.dense(n, n, False, entries)
 
+    def swaps(self, n: int, r: int, k: int, pairs: int) -> int:
+        """Standings of the rows, tables of candidates and chosen rows, and the features of these."""
+        tables = 8 * max(min(device.NUMBERS, n * k), k)
+        chosen = self.width * self.d if self.d else 8 * r
+        return 32 * r + 64 * n + 5 * tables + k * (160 + chosen)
+
     def square(self, n: int) -> int:
         return 8 * 5 * n * n

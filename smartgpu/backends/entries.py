@@ -26,6 +26,10 @@ class Entries:
 
     def columns(self, cols: torch.Tensor) -> torch.Tensor: ...
 
+    def between(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+        """(rows, cols) int32, represented rows and candidates by number."""
+        return self.columns(cols)[:, rows].T
+
     def _blocks(self, n: int) -> Iterator[slice]:
         step = max(1, blocks.NUMBERS // max(self.r, 1))
         return (slice(i, min(i + step, n)) for i in range(0, n, step))

@@ -18,6 +18,9 @@ from smartgpu.similarity import Matrix, Similarity, block_rows
 TILE = ROWS * (ROWS + 32)  # entries of a tile in the widest padding
 SMALL = 1 << 20  # lists, threads, modules imported on the way
 WALK = 108  # bytes a pair in work: a tile taken apart, or a task of pairs summed
+STRIPE = (
+    survivors.TASK >> 3
+)  # pairs, about, of candidates whose pairs are computed together where they are not stored
 TASKS = 44 * survivors.TASK + 64 * TILE  # of one thread at most
 FACTOR = 1 << 20  # entries of a Cholesky factor that are read together
 BATCH = 1024  # rows of which a log-determinant keeps the features at hand
@@ -80,6 +83,9 @@ class Footprint(Protocol):
         self, n: int, k: int, picks: int, entries: Entries | None
     ) -> int: ...  # scratch: rows of it
     def square(self, n: int) -> int: ...  # scratch of a determinant of all candidates
+    def swaps(
+        self, n: int, r: int, k: int, pairs: int
+    ) -> int: ...  # a search for swaps of k chosen rows; pairs looked at again and again
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,12 @@ class HostFootprint:
         pairs = (18 + 9 * self.squared) * max(min(k, picks) * rows, 96 * 96)
         most = pairs + 12 * (rows + picks) * self.d + 8 * min(FACTOR, n * k)
         return max(most, self._preparing()) if self.d else most + self.dense(n, n, False, entries)
+
+    def swaps(self, n: int, r: int, k: int, pairs: int) -> int:
+        """Nearest chosen rows, twice, and what is worked out on the way; what each candidate is worth; the chosen rows'
+        columns or features; pairs while they are weighed."""
+        chosen = 4 * self.d if self.d else 8 * r
+        return 320 * r + 96 * n + k * (160 + chosen) + 24 * pairs + WALK * min(STRIPE, n * r)
 
     def square(self, n: int) -> int:
         return 8 * 4 * n * n

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smartgpu.backends import QUANTUM, blas, whole
+from smartgpu.backends import QUANTUM, blas, neighbours, whole
 from smartgpu.backends.footprint import HostFootprint
 from smartgpu.backends.linear import LinearFeatures, Wide
+from smartgpu.backends.pairs import Pairs
 from smartgpu.backends.survivors import Survivors, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
 from smartgpu.constraints import Found, Goal
@@ -87,9 +88,10 @@ class NumpyBackend:
         memory: int | None = None,
         spare: int | None = None,  # bytes beyond what must be held; instead of memory, which counts both
         progress: bool = False,
+        workers: Workers | None = None,  # those of another backend, which works in turn with this one
     ):
         self.pool = pool
-        self.workers = Workers(threads, progress)
+        self.workers = workers or Workers(threads, progress)
         self.pairs = 0
         if isinstance(pool, Matrix):
             self.source = self.inner = Entries(pool)
@@ -161,6 +163,13 @@ class NumpyBackend:
     def new_weights(self, weights: np.ndarray) -> np.ndarray:
         """(r,) int64 -> (2, r) float64: low and high limbs, so that products with excesses are exact."""
         return np.stack([weights & ((1 << LIMB) - 1), weights >> LIMB]).astype(np.float64)
+
+    @staticmethod
+    def whole_weights(weights: np.ndarray | None) -> np.ndarray | None:
+        """(r,) int64 from their limbs."""
+        return (
+            None if weights is None else weights[0].astype(np.int64) + (weights[1].astype(np.int64) << LIMB)
+        )
 
     def level_sum(self, level: np.ndarray, weights: np.ndarray | None = None) -> int:
         values = (level - BASE).astype(np.int64)
@@ -301,14 +310,21 @@ class NumpyBackend:
         self, level: np.ndarray, weights: np.ndarray | None = None, cap: np.ndarray | None = None
     ) -> Survivors:
         """All pairs with q_ij > level_i, stored by column: one sweep, half of one where rows are candidates."""
-        full = (
-            None if weights is None else weights[0].astype(np.int64) + (weights[1].astype(np.int64) << LIMB)
-        )
+        full = self.whole_weights(weights)
         self.pairs += self.n * (self.n + 1) // 2 if self.source.symmetric else self.r * self.n
         found = survivors(self, level, full)
         if cap is not None:
             found.clip(cap)
         return found
+
+    def pairs_for_swaps(self, weights: np.ndarray | None, cap: np.ndarray | None, room: float) -> Pairs:
+        """The pairs that a swap can matter for, stored where there is room for so many."""
+        return Pairs(self, weights, cap, room)
+
+    def within(self, cols: np.ndarray) -> NumpyBackend:
+        """A backend over these candidates alone: the same integers for every pair."""
+        pool = self.pool.columns(cols)
+        return NumpyBackend(pool, threads=self.workers.threads, memory=self.memory)
 
     def whole(self, level: np.ndarray, scale: float, goal: Goal) -> Found:
         """The picks of a goal where all pairs are few enough to be held at once; raises the level by them."""
@@ -339,6 +355,15 @@ class NumpyBackend:
         for loss in self.workers.run(work, starts) if len(changed) > 16 * ROWS else map(work, starts):
             kept.excess -= loss
         level[changed] = new
+
+    def column(self, kept: Kept, b: int) -> np.ndarray:
+        return kept.raw[:, b] - BASE
+
+    def excess_again(self, kept: Kept, level: np.ndarray) -> np.ndarray:
+        def work(i: slice) -> np.ndarray:
+            return self._reduce(kept.raw[i], level, i, kept.weights)
+
+        return np.sum(self.workers.run(work, self.blocks(self.r)), axis=0, dtype=np.int64)
 
     # -- candidates x candidates, nearest --------------------------------------------------------------------------
 
@@ -384,6 +409,9 @@ class NumpyBackend:
         self.workers.run(work, self.blocks(self.r))
         self.pairs += self.r * len(cols)
         return where, value
+
+    def neighbours(self, rows: slice, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return neighbours.top_k(self, rows, k)
 
 
 def _wrap(value: int) -> np.int32:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from smartgpu.backends import cuda, cuda_tail
 from smartgpu.constraints import Found, Goal
 from smartgpu.kernels import linear, resident, sweeps, volume, walk
 
@@ -144,10 +145,12 @@ class Excesses(Loop):
     def __init__(self, backend, level, weights, scale: float, goal: Goal):
         super().__init__(backend.n, backend.device, goal, gain=(scale,))
         self.backend, self.source, self.level, self.weights = backend, backend.source, level, weights
+        self.scale = scale
         self.fresh = torch.zeros(self.search.slots, dtype=torch.int64, device=self.device)
         self.pairs = None
         self.dense = Replay(self._dense, self.search, DENSE_CHUNK)
         self.sparse: Replay | None = None
+        self.tail: cuda_tail.Tail | None = None  # in the stead of steps, where CUDA kernels are there
 
     def advance(self, survivors, sweeps: float) -> Found:
         """A look's worth of picks, from tiles for about so many sweeps, or from survivors where they are stored."""
@@ -158,13 +161,30 @@ class Excesses(Loop):
             return found
         pairs = (survivors.ptr, survivors.rows, survivors.q)
         if self.pairs is None or any(a is not b for a, b in zip(pairs, self.pairs, strict=True)):
-            self.pairs, self.sparse = pairs, None  # drops the graph that holds the old ones
+            self.pairs, self.sparse, self.tail = pairs, None, None  # drops what holds the old ones
             self.sparse = Replay(self._sparse, self.search, CHUNK)
+            self.tail = cuda_tail.open_tail(self, survivors)
+        if self.tail is not None:
+            found = self._by_tail()
+            if found is not None:
+                return found
         found = self.run(self.sparse, self.steps())
         if len(
             found.indices
         ):  # the next scan would raise it; whoever reads the level before must find it raised
             walk.sparse_raise(*pairs, self.level, int(found.indices[-1]))
+        return found
+
+    def _by_tail(self) -> Found | None:
+        """Thousands of picks by one launch; None where it cannot be made, and steps go on."""
+        global looks
+        made: list[tuple[Found, bool]] = []
+        if not cuda.started(self.device, lambda: made.append(self.tail.advance())):
+            self.tail = None
+            return None
+        looks += 1
+        found, self.done = made[0]
+        self.t += len(found.indices)
         return found
 
     def _dense(self) -> None:

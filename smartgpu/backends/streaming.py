@@ -105,6 +105,10 @@ class HostRows:
             part = slice(i, min(i + self.step, len(index)))
             yield part, self.take(index[part])
 
+    def some(self, index: torch.Tensor) -> HostRows:
+        """These rows as a set of their own."""
+        return HostRows(self.host[index], self.device)
+
     def load(self, part: slice, out: torch.Tensor) -> torch.Tensor:
         """These rows, copied into `out`."""
         there = out[: part.stop - part.start]
@@ -274,6 +278,17 @@ class StreamedTiles:
                 value[i] = torch.where(nearer, q, value[i])
         return where, value
 
+    def neighbours(self, rows: slice, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best of each block of candidates, then of these: compared as one number, the lower candidate first."""
+        at = torch.arange(rows.start, rows.stop, device=self.device)
+        x, keys = self.x.take(at), None
+        for j, y in self._candidates():
+            q, where = neighbours.top_k(x, y, min(k, len(y)), self.form, **self._squares(at, j))
+            found = (q.to(torch.int64) << 32) + (2**32 - 1 - (where + j.start))
+            keys = found if keys is None else torch.cat([keys, found], dim=1)
+            keys = keys.sort(dim=1, descending=True).values[:, :k]
+        return (keys >> 32).to(torch.int32), 2**32 - 1 - (keys & (2**32 - 1))
+
     def sampled(self, level: torch.Tensor, rows: torch.Tensor) -> int:
         x, there, found = self.x.take(rows), level[rows], 0
         for j, y in self.y.blocks():
@@ -297,6 +312,13 @@ class StreamedTiles:
             survivors.append(x, y, level[i], *places, self.form, first=i.start, **squares)
         survivors.check_full(cursor, ptr)
         return ptr, rows, q
+
+    def between(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+        """(rows, cols) int32, represented rows and candidates by number."""
+        y, at = self._few(cols)
+        x = self.x.take(rows)
+        here = torch.arange(len(rows), device=self.device)
+        return sweeps.block(x, here, y, at, self.form, **self._squares(rows, cols))
 
     def block(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         out = torch.empty((len(a), len(b)), dtype=torch.int32, device=self.device)

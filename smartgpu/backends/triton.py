@@ -15,6 +15,7 @@ import torch
 
 from smartgpu.backends import QUANTUM, device, device_linear, resident, streaming
 from smartgpu.backends.device_footprint import SAMPLE, DeviceFootprint
+from smartgpu.backends.device_pairs import DevicePairs
 from smartgpu.backends.entries import Dense, Stored
 from smartgpu.backends.footprint import Entries
 from smartgpu.constraints import Goal
@@ -80,6 +81,12 @@ class Tiles:
     def nearest(self, cols: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return neighbours.nearest(self.x, self.y, cols, self.form, **self.squares)
 
+    def neighbours(self, rows: slice, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        squares = None if self.x_squares is None else self.x_squares[rows]
+        return neighbours.top_k(
+            self.x[rows], self.y, k, self.form, x_squares=squares, y_squares=self.y_squares
+        )
+
     def sampled(self, level: torch.Tensor, rows: torch.Tensor) -> int:
         """How many pairs of these rows rise above the level."""
         squares = None if self.x_squares is None else self.x_squares[rows]
@@ -98,6 +105,10 @@ class Tiles:
         if int(ptr[-1]) > most:
             return None
         return ptr, *survivors.fill(self.x, self.y, level, ptr, self.form, **self.squares)
+
+    def between(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+        """(rows, cols) int32, represented rows and candidates by number."""
+        return sweeps.block(self.x, rows, self.y, cols, self.form, **self.squares)
 
     def block(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         y = self.y_squares
@@ -330,6 +341,12 @@ class TritonBackend:
     def accept(self, kept: Kept, b: int, level: torch.Tensor) -> None:
         greedy.update(kept.columns, b, level, kept.sums, weights=kept.weights)
 
+    def column(self, kept: Kept, b: int) -> np.ndarray:
+        return kept.columns[b].cpu().numpy()
+
+    def excess_again(self, kept: Kept, level: torch.Tensor) -> np.ndarray:
+        return greedy.column_excess(kept.columns, level, weights=kept.weights).cpu().numpy()
+
     def loop(
         self, level: torch.Tensor, weights: torch.Tensor | None, scale: float, goal: Goal, sparse: Any
     ) -> resident.Excesses | None:
@@ -337,6 +354,16 @@ class TritonBackend:
         if sparse is None and not isinstance(self.source, Tiles):
             return None
         return resident.Excesses(self, level, weights, scale, goal)
+
+    def pairs_for_swaps(
+        self, weights: torch.Tensor | None, cap: torch.Tensor | None, room: float
+    ) -> DevicePairs:
+        """The pairs that a swap can matter for, stored where there is room for so many."""
+        return DevicePairs(self, weights, cap, room)
+
+    def within(self, cols: np.ndarray) -> TritonBackend:
+        """A backend over these candidates alone: the same integers for every pair."""
+        return TritonBackend(self.pool.columns(cols), memory=self.memory)
 
     def estimate_survivors(self, level: torch.Tensor) -> float:
         """About how many pairs have q_ij > level_i: counted on evenly spaced rows."""
@@ -388,3 +415,9 @@ class TritonBackend:
         self.pairs += self.r * len(cols)
         where, value = self.source.nearest(self._index(cols))
         return where.cpu().numpy(), value.cpu().numpy()
+
+    def neighbours(self, rows: slice, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of features, not of a given matrix."""
+        self.pairs += (rows.stop - rows.start) * self.n
+        value, where = self.source.neighbours(rows, k)
+        return value.cpu().numpy(), where.cpu().numpy()

@@ -123,6 +123,7 @@ class Ground:
         self.n = x.shape[1] if isinstance(x, Matrix) else len(x)
         self._geometry: dict[int, Geometry] = {}
         self._backends: dict[int, Backend] = {}
+        self._parts: list[Ground] = []
 
     def geometry(self, represented: np.ndarray | None = None) -> Geometry:
         """Prepared features of the candidates and of the represented rows (None: the candidates)."""
@@ -131,6 +132,19 @@ class Ground:
             how = {"workers": self.workers, **self._how}
             self._geometry[key] = self.engine.prepare(self.kind, self.x, represented, **how)
         return self._geometry[key]
+
+    def part(self, rows: np.ndarray) -> Ground:
+        """The ground set of these rows alone, with their share of what may be taken, and the same threads."""
+        x = self.x.cut(rows, rows) if isinstance(self.x, Matrix) else self.x[rows]
+        share = len(rows) / self.n
+        how = {**self._how, "workers": self.workers}
+        for name in ("memory", "spare"):
+            if how.get(name):
+                how[name] = int(how[name] * share)
+        picks = None if self.picks is None else min(self.picks, len(rows))
+        part = Ground(x, self.kind, self._name, picks=picks, **how)
+        self._parts.append(part)
+        return part
 
     def backend(self, represented: np.ndarray | None = None) -> Backend:
         key = id(represented)
@@ -162,7 +176,7 @@ class Ground:
         return {name: self._how[name] for name in ("threads", "precision") if name in self._how}
 
     def wide(self) -> Wide:
-        return self.engine.wide(self.geometry(), workers=self.workers, **self._how)
+        return self.engine.wide(self.geometry(), **{"workers": self.workers, **self._how})
 
     @property
     def memory(self) -> int:
@@ -176,7 +190,7 @@ class Ground:
 
     @functools.cached_property
     def workers(self) -> Workers:
-        return Workers(self._how.get("threads"))
+        return self._how.get("workers") or Workers(self._how.get("threads"))
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
         """(first (u,), inverse (n,)): the first row of each set of equal rows, and for each row its number there."""
@@ -188,33 +202,45 @@ class Ground:
     def dtypes(self) -> list[str]:
         """What similarities were made of: by the backends, and where features stay with one, in its algebra as well."""
         prepared = [g.dtype for g in self._geometry.values() if self.engine.remote]
-        return sorted({*prepared, *(b.dtype for b in self._backends.values())})
+        parts = (dtype for part in self._parts for dtype in part.dtypes)
+        return sorted({*prepared, *(b.dtype for b in self._backends.values()), *parts})
 
     @property
     def sweeps(self) -> float:
         """Similarities computed so far, in sweeps."""
-        return sum(b.pairs / (b.r * b.n) for b in self._backends.values())
+        own = sum(b.pairs / (b.r * b.n) for b in self._backends.values())
+        return own + sum(part.sweeps * (part.n / self.n) ** 2 for part in self._parts)
 
     def check_inputs(self) -> None:
         """ValueError where tensors that are used in place were changed since."""
         for geometry in self._geometry.values():
             self.engine.check_inputs(geometry)
+        for part in self._parts:
+            part.check_inputs()
 
     @property
     def opened(self) -> list[Backend]:
-        return list(self._backends.values())
+        return [*self._backends.values(), *(b for part in self._parts for b in part.opened)]
 
 
 class Objective:
     """A set function to maximise. Objectives add, and multiply by weights >= 0: 0.3 * GraphCut() + Modular(scores)."""
 
     name: ClassVar[str]
+    similar: bool = True  # f depends on the similarity; else the rows of X may be sparse
 
     def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         """Raises ValueError where the spec does not fit the pool, before any work."""
 
     def need_monotone(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         """Raises ValueError, saying why, where f may fall as rows are added: coverage means nothing then."""
+
+    def need_swaps(self) -> int:
+        """How many terms of f a search for swaps must follow row by row. Raises ValueError where it cannot."""
+        raise ValueError(
+            f"polish exchanges rows of facility location, its targets and their sums with quality; swaps for "
+            f"{self.name} are not there yet"
+        )
 
     def bind(self, ground: Ground) -> State:
         raise NotImplementedError

@@ -23,6 +23,7 @@ class Shape:
     footprint: Footprint
     coverage: bool = False
     entries: Entries | None = None
+    swaps: bool = False  # chosen rows are exchanged for others afterwards
 
     @classmethod
     def of(cls, x: Any, kind: Similarity, k: int, footprint: Footprint, coverage: bool) -> Shape:

@@ -11,7 +11,7 @@ import numpy as np
 
 from smartgpu.backends import MOST, QUANTUM, STORE_ALL
 from smartgpu.constraints import Found, Goal
-from smartgpu.objectives import outside
+from smartgpu.objectives import outside, swaps
 from smartgpu.objectives.base import Ground, Objective, Pause, per_row
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
@@ -73,6 +73,9 @@ class FacilityLocation(Objective):
 
         return FacilityLocation(self.weights, on_host(self.represented))
 
+    def need_swaps(self) -> int:
+        return 1
+
     def take(self, rows: np.ndarray) -> FacilityLocation:
         if self.weights is None or self.represented is not None:
             return self
@@ -87,6 +90,9 @@ class FacilityLocation(Objective):
             Part("levels, weights and excesses", sizes.levels(n, r, weighted)),
             Part(f"{sizes.least_batch} columns of similarity", least),
         )
+        if shape.swaps:
+            looked_at = swaps.looked_at(n, r, shape.k)[1]
+            parts += (Part("nearest chosen rows and their swaps", sizes.swaps(n, r, shape.k, looked_at)),)
         every = r * n
         pairs = every if every <= STORE_ALL else MOST_SHARE * every
         extra = most - least + int(sizes.stored(pairs, n, r))
@@ -97,6 +103,12 @@ class FacilityLocation(Objective):
 
     def bind(self, ground: Ground) -> FacilityLocationState:
         return FacilityLocationState(self, ground)
+
+
+def whole_weights(weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights as integers of one scale, (r,) int64 that add up to less than 2^39, and what a unit of them is worth."""
+    power = WEIGHT_BITS - int(np.ceil(np.log2(weights.sum()))) - 1
+    return np.rint(np.ldexp(weights, power)).astype(np.int64), float(np.ldexp(1.0, -power))
 
 
 class FacilityLocationState:
@@ -128,10 +140,9 @@ class FacilityLocationState:
         self.scale = self.backend.quantum
         self.weights = self.whole = None
         if spec.weights is not None:
-            power = WEIGHT_BITS - int(np.ceil(np.log2(spec.weights.sum()))) - 1
-            self.whole = np.rint(np.ldexp(spec.weights, power)).astype(np.int64)
+            self.whole, worth = whole_weights(spec.weights)
             self.weights = self.backend.new_weights(self.whole)
-            self.scale *= float(np.ldexp(1.0, -power))
+            self.scale *= worth
         self.level = self.backend.new_level()
         self.low = self.high = None  # (r,) on the host: levels at the start, and at most
         self.cap = self.over = None  # the cap as a level, and the excesses over it
@@ -271,6 +282,19 @@ class FacilityLocationState:
         other.level = self.backend.level_from(self.backend.level_values(self.level))
         pair = Shared([self, other])
         return other, pair
+
+    def within(self, cols: np.ndarray, low: np.ndarray) -> FacilityLocationState:
+        """This objective over these candidates alone, with nothing chosen but what makes levels (r,) `low` quanta."""
+        other, backend = copy.copy(self), self.backend.within(cols)
+        other.backend, other.n, other.like = backend, len(cols), (backend.r, len(cols))
+        other.level = backend.level_from(low)
+        other.sparse = other.over = other.pair = None
+        other.picks = other.compacted = 0
+        other.spent, other.next_check, other.bounded, other.renewed = 0.0, START_AFTER, -1, False
+        other._own_is_best = False
+        if self.cheap is not None:
+            other.cheap = lambda level: self.cheap(level)[cols]
+        return other
 
     def _wait(self) -> None:
         if self.pair is not None:

@@ -18,6 +18,7 @@ class Modular(Objective):
 
     scores: Any
     name: ClassVar[str] = "modular"
+    similar: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scores", per_row("scores", self.scores))
@@ -31,6 +32,9 @@ class Modular(Objective):
 
     def cost(self, shape: Shape) -> Cost:
         return Cost((Part("scores", shape.footprint.host(16 * shape.n)),))
+
+    def need_swaps(self) -> int:
+        return 0
 
     def take(self, rows: np.ndarray) -> Modular:
         return Modular(self.scores[rows])
@@ -56,6 +60,9 @@ class ModularState(Eager):
 
     def add(self, cols: np.ndarray) -> None:
         self.chosen += [int(j) for j in cols]
+
+    def within(self, cols: np.ndarray, low: np.ndarray | None = None) -> ModularState:
+        return ModularState(self.scores[cols], self.base)
 
     def value(self) -> float:
         return self.base + float(self.scores[self.chosen].sum())

@@ -82,6 +82,20 @@ def sums(ground: Ground, rows: Any, others: Any) -> np.ndarray:
     return out
 
 
+def similarities(ground: Ground, rows: Any, others: Any) -> np.ndarray:
+    """(r, m) float32 on the host: the similarity of each of rows (r, d) to each of others (m, d). O(r m d)."""
+    out, every = np.empty((len(rows), len(others)), np.float32), np.arange(len(others))
+    for part in blocks(rows):
+        backend = ground.open(ground.beside(others, rows[part]))
+        level, step = backend.new_level(), backend.sizes.least_batch
+        for i in range(0, len(others), step):
+            kept = backend.keep(level, every[i : i + step])
+            for b in range(len(every[i : i + step])):
+                out[part, i + b] = backend.column(kept, b) * backend.quantum
+            del kept
+    return out
+
+
 def scratch(shape: Shape, *sets: Any) -> int:
     """Bytes that come and go for the similarity to these rows from elsewhere."""
     sizes, most = shape.footprint, 0

@@ -99,6 +99,9 @@ class QualityDiversity(Objective):
             what = f"quality >= 0 by scale {self.scale!r}"
             raise ValueError(f"coverage needs a monotone objective: {what}, got {self._values.min()}")
 
+    def need_swaps(self) -> int:
+        return 1
+
     def on_host(self) -> QualityDiversity:
         cover = self._cover.on_host()
         return self._with(_cover=cover, represented=cover.represented)

@@ -87,6 +87,9 @@ class _Facility(Target):
         r = shape.r if self.represented is None else len(self.represented)
         return self._vectors(shape, r, self._plain.cost(shape))
 
+    def need_swaps(self) -> int:
+        return 1
+
     def bind(self, ground: Ground) -> FacilityLocationState:
         return FacilityLocationState(self._plain, ground, self._floor(ground), self._cap(ground))
 
@@ -177,6 +180,9 @@ class FacilityLocationQueryMI(Target):
 
     def cost(self, shape: Shape) -> Cost:
         return self._vectors(shape, shape.n, self._plain.cost(shape))
+
+    def need_swaps(self) -> int:
+        return 1
 
     def bind(self, ground: Ground) -> State:
         cover = self._plain.bind(ground)

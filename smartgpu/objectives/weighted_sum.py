@@ -42,6 +42,12 @@ class WeightedSum(Objective):
             if weight > 0:
                 term.need_monotone(x, kind)
 
+    def need_swaps(self) -> int:
+        found = sum(term.need_swaps() for weight, term in self.terms if weight > 0)
+        if found > 1:
+            raise ValueError(f"polish follows one facility location, got a sum of {found}")
+        return found
+
     def cost(self, shape: Shape) -> Cost:
         whole = Cost((Part("sums of terms", shape.footprint.host(32 * shape.n)),))
         for weight, term in self.terms:
@@ -54,6 +60,10 @@ class WeightedSum(Objective):
 
     def take(self, rows: np.ndarray) -> WeightedSum:
         return WeightedSum(tuple((c, term.take(rows)) for c, term in self.terms))
+
+    @property
+    def similar(self) -> bool:
+        return any(term.similar for _, term in self.terms)
 
     @property
     def counted(self) -> bool:
@@ -152,6 +162,9 @@ class WeightedSumState:
             if isinstance(new, ModularState):
                 new.chosen = list(old.chosen)
         return WeightedSumState(terms, self.n), pair
+
+    def within(self, cols: np.ndarray, low: np.ndarray | None) -> WeightedSumState:
+        return WeightedSumState([(c, state.within(cols, low)) for c, state in self.terms], len(cols))
 
     def value(self) -> float:
         return float(sum(c * s.value() for c, s in self.terms))

@@ -12,14 +12,18 @@ import numpy as np
 
 from smartgpu.arrays import as_rows
 from smartgpu.backends import resolve
-from smartgpu.labels import Labels, as_labels
+from smartgpu.constraints import Quotas
+from smartgpu.labels import as_labels
 from smartgpu.mixture import Mixture
 from smartgpu.objectives import FacilityLocation
 from smartgpu.options import make_options
 from smartgpu.reporting import place
+from smartgpu.reporting.limits import budget_of, quota_counts
 from smartgpu.reporting.measuring import DRAWS, LABEL, SAMPLE, Choice, Known, measure
 from smartgpu.reporting.projection import PROJECTIONS
+from smartgpu.reporting.quality import Rated, number
 from smartgpu.reporting.words import shown
+from smartgpu.selecting import as_quotas
 from smartgpu.selection import Selection
 from smartgpu.similarity import KINDS, choose
 from smartgpu.version import __version__
@@ -36,6 +40,9 @@ def report(
     *,
     text: Sequence[Any] | None = None,
     tasks: Any = None,
+    quality: Any = None,
+    alpha_path: Any = None,
+    quotas: Any = None,
     given: Any = None,
     exclude: Any = None,
     draws: int = DRAWS,
@@ -51,7 +58,9 @@ def report(
     out      the folder to write to; default: the folder that `result` is
     text     (n,) anything, one per row: what the page shows of it
     tasks    (n,) ints or strings, a label per row
-    given, exclude  as select() had them
+    quality  (n,) numbers, missing ones None or NaN: how good the chosen rows are beside random ones, the best and all
+    alpha_path  with `quality`, what smartgpu.alpha_path() gave for it, to be drawn beside these rows
+    given, exclude, quotas  as select() had them
     draws    random sets of as many rows to compare with
     sample   rows on which coverage is measured where there are more; None is all
     projection  of the map: "pca", "umap" (needs umap-learn), or "auto", which is UMAP where that is installed
@@ -67,6 +76,7 @@ def report(
         from smartgpu import runs_report
 
         named = {"X": X, "text": text, "tasks": tasks, "given": given, "exclude": exclude}
+        named |= {"quality": quality, "alpha_path": alpha_path, "quotas": quotas}
         for name, value in named.items():
             if value is not None:
                 raise ValueError(f"{name} cannot be given with a folder, which says where its pool lies")
@@ -78,9 +88,15 @@ def report(
             f"{'X' if X is None else 'out'} is missing: give the pool and the folder to write to"
         )
     task = None if tasks is None else as_labels(tasks, result.n, "tasks", missing=True)
+    if alpha_path is not None and quality is None:
+        raise ValueError("alpha_path goes with quality, which it weighs")
+    path = alpha_path and alpha_path.to_dict()
+    rated = None if quality is None else Rated.of(result, quality, path)
+    quotas = as_quotas(quotas)
     rows = {"given": given, "exclude": exclude}
     rows = {name: as_rows([] if v is None else v, result.n, name) for name, v in rows.items()}
-    return write(result, X, Path(out), Known(_lookup("text", text, result.n), task), how, **rows)
+    known = Known(_lookup("text", text, result.n), task, rated)
+    return write(result, X, Path(out), known, how, **rows, quotas=quotas)
 
 
 def check_installed() -> None:
@@ -114,6 +130,8 @@ def write(
     given: np.ndarray | None = None,
     exclude: np.ndarray | None = None,
     marks: Sequence[int] = (),
+    quotas: Sequence[Quotas] = (),
+    share_of: int | None = None,
     sweep: list[dict[str, Any]] | None = None,
     run: dict[str, Any] | None = None,
     what: str | None = None,
@@ -121,6 +139,8 @@ def write(
     """Measure and write. Raises as report().
 
     marks  sizes of prefixes that were written as files      sweep  the rows of a sweep over numbers of tasks
+    quotas that were kept to, and share_of, the k that their shares are of; None is the rows of `result` where no budget
+           says how many they are
     run    what the card says of how `result` was made       what   "ranking" for a selection of all rows
     """
     from smartgpu.reporting import page
@@ -141,8 +161,11 @@ def write(
         groups = known.task.codes if known.task else None
     else:
         choice, kind, groups = _of_selection(result, **sets, marks=marks), result._spec, None
+    budget = budget_of(result)
+    k = len(choice.rows) if share_of is None and budget is None else share_of
+    numbers["budget"], numbers["quotas"] = budget, quota_counts(quotas, choice.rows, result.n, k)
     numbers |= measure(X, kind, choice, known, **how, groups=groups)
-    numbers["tasks"] = task_shares(result, choice, known.task)
+    numbers["tasks"] = task_shares(result, choice, known)
     numbers["sweep"] = sweep
     numbers["run"] = run or _run_card(result)
     return place.write(out, page.render(numbers), numbers)
@@ -165,9 +188,11 @@ def describe(result: Selection | Mixture) -> dict[str, Any]:
         "what": "selection",
         "objective": result.objective,
         "similarity": result.similarity,
-        "method": f"{'exact' if result.exact else 'approximate'}, {result.options.get('maximizer', '?')} greedy",
+        "method": result.method,
         "value": result.value,
         "limits": result.limits,
+        "polished": result.polished,
+        "gap": result.gap,
         "prefixes": not result.limits and result.options.get("maximizer") != "stochastic",
     }
 
@@ -187,34 +212,51 @@ def _of_mixture(mixture: Mixture, given, exclude) -> Choice:
     return Choice(mixture.n, rows[np.argsort(rank, kind="stable")], None, None, given, exclude)
 
 
-def task_shares(result: Selection | Mixture, choice: Choice, labels: Labels | None) -> dict[str, Any] | None:
-    """Each task's share of the pool and of the chosen rows; of a mixture its budgets too. None without tasks.
+def task_shares(result: Selection | Mixture, choice: Choice, known: Known) -> dict[str, Any] | None:
+    """Each task's share of the pool and of the chosen rows, and their mean quality where that is known; of a mixture
+    its budgets too. None without tasks.
 
     A mixture's tasks are in the order of selection, a selection's by rows in the pool. What is left out of the first
     MOST_TASKS is in `others`.
     """
+    labels = known.task
     if isinstance(result, Mixture):
+        names = [t.task for t in result.tasks[:MOST_TASKS]]
         rows = [
             {
                 "task": shown(t.task, LABEL)["text"],
                 "size": t.size,
-                "budget": t.budget_before_caps,
+                # of a budget of tokens its share in rows of the mean cost
+                "budget": t.budget_before_caps if t.cost is None else round(t.weight * len(result)),
                 "chosen": t.budget,
-                "capped": t.budget < t.budget_before_caps,
+                "capped": t.capped,
                 "gain": t.gain,
+                **({} if t.cost is None else {"allowance": t.allowance, "cost": t.cost}),
             }
             for t in result.tasks[:MOST_TASKS]
         ]
         count = result.n_tasks_in_pool
     elif labels is not None:
         size, chosen = labels.sizes(), np.bincount(labels.codes[choice.rows], minlength=len(labels.names))
+        largest = np.argsort(-size, kind="stable")[:MOST_TASKS].tolist()
+        names = [labels.names[t] for t in largest]
         rows = [
             {"task": shown(labels.names[t], LABEL)["text"], "size": int(size[t]), "chosen": int(chosen[t])}
-            for t in np.argsort(-size, kind="stable")[:MOST_TASKS].tolist()
+            for t in largest
         ]
         count = len(labels.names)
     else:
         return None
+    if known.rated is not None and labels is not None:
+        place = {name: code for code, name in enumerate(labels.names)}
+        groups = [place.get(name) for name in names]
+        means = [
+            known.rated.means(labels.codes, len(labels.names)),
+            known.rated.take(choice.rows).means(labels.codes[choice.rows], len(labels.names)),
+        ]
+        for row, group in zip(rows, groups, strict=True):
+            pool, those = (None if group is None else number(mean[group]) for mean in means)
+            row["quality"] = {"pool": pool, "chosen": those}
     n, k = result.n, len(choice.rows)
     others = {
         "tasks": count - len(rows),

@@ -18,6 +18,9 @@ LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "
 def figures(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Name of its place in the page -> {"data", "layout"} and, where it has them, "labels" and "tips"."""
     out = {"standing": _standing(numbers["headline"]), "curve": _curve(numbers)}
+    if numbers["quality"]:
+        out["quality"] = _quality(numbers["quality"])
+        out["ratings"] = _ratings(numbers["quality"]["histogram"])
     if numbers["map"]:
         out["map"] = _map(numbers["map"])
     if numbers["tasks"] and numbers["tasks"]["tasks"]:
@@ -124,6 +127,75 @@ def _curve(numbers: dict[str, Any]) -> dict[str, Any]:
             **scale,
         }
         layout["xaxis"]["anchor"], layout["yaxis"]["domain"], layout["height"] = "y2", [0.4, 1], 520
+    return {"data": traces, "layout": layout}
+
+
+def _quality(quality: dict[str, Any]) -> dict[str, Any]:
+    """Mean quality over coverage: these rows, random ones, the best rated, and the path of alpha."""
+    traces, path = [], quality["path"]
+    at = "coverage %{x:.2%}, mean quality %{y:.4g}"
+    if path:
+        points = path["points"]
+        names = [f"{point['alpha']:g}" for point in points]
+        x, y = ([point[key] for point in points] for key in ("coverage", "quality_mean"))
+        ring = [INK if point["alpha"] == path["suggested"] else POOL for point in points]
+        how = {
+            "line": {"color": POOL, "width": 1.5},
+            "marker": {"color": CARD, "size": 9, "line": {"color": ring, "width": 2}},
+            "textposition": "top right",
+            "textfont": {"color": INK},
+            "cliponaxis": False,
+        }
+        hover = f"alpha %{{text}}: {at}"
+        traces.append(_scatter("lines+markers+text", "QDIT by alpha", x, y, hover, text=names, **how))
+    random, sets = quality["random"], (quality["chosen"], quality["best"])
+    parts = [
+        ("random rows", random["coverage"], random["mean"], RANDOM, "circle-open", 9),
+        *(
+            (name, [each["coverage"]], [each["mean"]], colour, symbol, 15)
+            for name, each, colour, symbol in zip(
+                ("these rows", "highest quality"),
+                sets,
+                (CHOSEN, BOUND),
+                ("diamond", "triangle-up"),
+                strict=True,
+            )
+        ),
+    ]
+    for name, x, y, colour, symbol, size in parts:
+        marker = {"color": colour, "symbol": symbol, "size": size}
+        traces.append(_scatter("markers", name, x, y, f"{name}: {at}", marker=marker))
+    layout = {
+        "height": 380,
+        "legend": LEGEND,
+        "margin": {"l": 58, "r": 24, "t": 64, "b": 48},
+        "xaxis": {"title": {"text": "coverage"}, "tickformat": ".1~%", "zeroline": False},
+        "yaxis": {"title": {"text": "mean quality"}, "tickformat": "~g", "zeroline": False},
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _ratings(histogram: dict[str, Any]) -> dict[str, Any]:
+    traces = []
+    for name, key, colour in (("the pool", "pool", POOL), ("these rows", "chosen", CHOSEN)):
+        traces.append(
+            {
+                "type": "bar",
+                "name": name,
+                "x": histogram["at"],
+                "y": histogram[key],
+                "marker": {"color": colour},
+                "hovertemplate": f"{name}, quality %{{x:.4g}}: %{{y:.1%}}<extra></extra>",
+            }
+        )
+    layout = {
+        "height": 280,
+        "legend": LEGEND,
+        "bargap": 0.25,
+        "margin": {"l": 58, "r": 16, "t": 44, "b": 46},
+        "xaxis": {"title": {"text": "quality"}, "tickformat": "~g"},
+        "yaxis": {"title": {"text": "share of rows"}, "tickformat": ".0%"},
+    }
     return {"data": traces, "layout": layout}
 
 

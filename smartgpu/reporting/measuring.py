@@ -18,6 +18,7 @@ from smartgpu.labels import Labels
 from smartgpu.objectives import FacilityLocation
 from smartgpu.options import Options
 from smartgpu.reporting.projection import project
+from smartgpu.reporting.quality import Rated, quality_section
 from smartgpu.reporting.words import shown
 from smartgpu.similarity import Dot, Matrix, Precomputed, Similarity
 
@@ -57,11 +58,12 @@ class Choice:
 class Known:
     """What is known of each row besides its embedding.
 
-    text   rows (m,) -> m values, or None    task  labels of n rows, or None
+    text   rows (m,) -> m values, or None    task  labels of n rows, or None    rated  their quality, or None
     """
 
     text: Callable[[np.ndarray], Sequence[Any]] | None = None
     task: Labels | None = None
+    rated: Rated | None = None
 
     def task_of(self, row: int) -> str | None:
         return self.task and shown(self.task.names[self.task.codes[row]], LABEL)["text"]
@@ -126,6 +128,15 @@ def measure(
         named += [group["row"], *(row["row"] for row in group["rows"])]
     exact = known_curve(choice, ruler, sizes, curve)
     head = headline(ruler, choice, exact, random, free, best)
+    quality = known.rated and quality_section(
+        known.rated,
+        choice.rows,
+        free,
+        head["coverage"],
+        drawn,
+        head["random"]["values"],
+        lambda rows: ruler.coverage(rows, choice.given),
+    )
     head["random_of_same_budgets"] = None
     if groups is not None:
         drawn = [_draw_groups(seed, number, free, choice.rows, groups) for number in range(draws)]
@@ -149,6 +160,7 @@ def measure(
                 for name, which in (("low", np.min), ("mean", np.mean), ("high", np.max))
             },
         },
+        "quality": quality,
         "budgets": suggestions(*exact),
         "map": _map(job, ruler, choice, known, seed, projection),
         "distance": histogram(distance),
