@@ -190,48 +190,48 @@ def _run(config: Config, command: str, progress: bool) -> int:
         report = doctor.examine()
         print(json.dumps(report.to_dict(), indent=1) if config.json else report)
         return int(bool(report.wrong))
-    from smartgpu import runs
+    from smartgpu.commands import select
 
     if command == "mix":
         _mix(config, progress)
     elif command == "graph":
-        from smartgpu import runs_graph
+        from smartgpu.commands import graph
 
-        print(runs_graph.run(config, progress))
+        print(graph.run(config, progress))
     elif command == "report":
-        from smartgpu import runs_report
+        from smartgpu.commands import report
 
-        print(f"wrote {runs_report.run(config, progress)}")
+        print(f"wrote {report.run(config, progress)}")
     elif command == "evaluate":
-        result = runs.evaluate(config, progress)
+        result = select.evaluate(config, progress)
         print(json.dumps(result.to_dict(), indent=1) if config.json else result)
     elif command == "plan":
-        result = runs.plan(config, progress)
+        result = select.plan(config, progress)
         print(json.dumps(result.to_dict(), indent=1) if config.json else result)
     elif command == "demo":
         _demo(config, progress)
     elif config.alpha_path:
-        from smartgpu import runs_alpha
+        from smartgpu.commands import alpha
 
-        path, written = runs_alpha.run(config, progress)
+        path, written = alpha.run(config, progress)
         print(path)
         if written is not None:
             print(f"\n{written} holds this table")
     else:
-        _report(runs.run(config, command, progress), config)
+        _report(select.run(config, command, progress), config)
     return 0
 
 
 def _mix(config: Config, progress: bool) -> None:
-    from smartgpu import runs_mix, runs_sweep
+    from smartgpu.commands import mix, sweep
 
     if config.sweep:
-        rows, path = runs_sweep.run(config, progress)
+        rows, path = sweep.run(config, progress)
         _compare_sizes(rows)
         if path is not None:
             print(f"\n{path} holds this table")
         return
-    done = runs_mix.run(config, progress)
+    done = mix.run(config, progress)
     if not done.fresh:
         print(f"{config.out} holds this mixture already (--overwrite makes it anew):\n")
     _report_mix(done.mixture, done.manifest, config.out)
@@ -341,7 +341,7 @@ def _words(value: Any) -> str:
 
 
 def _demo(config: Config, progress: bool) -> None:
-    from smartgpu import runs
+    from smartgpu.commands import select
 
     folder = Path(config.out or "smartgpu-demo").expanduser()
     pool = _demo_pool(folder, config.overwrite)
@@ -349,7 +349,7 @@ def _demo(config: Config, progress: bool) -> None:
     config = dataclasses.replace(config, pool=str(pool), out=str(out), k=config.k or 300)
     command = shlex.join(["smartgpu", "select", str(pool), "-k", str(config.k), "--out", str(out)])
     print(f"{pool} holds the demo pool; now the same as\n  {command}\n", flush=True)
-    done = runs.run(config, "select", progress)
+    done = select.run(config, "select", progress)
     _report(done, config)
     if done.x is not None:
         _compare(done, config)

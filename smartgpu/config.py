@@ -429,7 +429,7 @@ class Config:
         return {"backend": resolve(self.backend), **found, "polish": self.polish}
 
     def record(self, command: str) -> dict[str, Any]:
-        """The options on which the result depends, as JSON values. Data enter by content (runs.py), not by path."""
+        """The options on which the result depends, as JSON values. Data enter by content (commands/), not by path."""
         fields = [f for f in dataclasses.fields(self) if f.name not in ASIDE and command in f.metadata["on"]]
         options = {f.name: getattr(self, f.name) for f in fields}
         return {**options, "backend": resolve(self.backend)}

@@ -21,7 +21,8 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 import smartgpu
-from smartgpu import checkpoint, cli, folder, runs
+from smartgpu import checkpoint, cli
+from smartgpu.commands import folder, select
 from smartgpu.config import Config
 from smartgpu.io import FORMATS, read_pool
 
@@ -493,7 +494,7 @@ def test_a_bug_is_not_passed_off_as_bad_input(smart, monkeypatch):
     def wrong(*_):
         raise TypeError("a bug")
 
-    monkeypatch.setattr(runs, "run", wrong)
+    monkeypatch.setattr(select, "run", wrong)
     with pytest.raises(TypeError, match="a bug"):
         smart("select", "x.npy", "-k", 1, "--out", "out")
 
@@ -580,7 +581,7 @@ def test_the_old_selection_stays_until_the_new_one_is_whole(smart, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_rows", interrupt)
+        patch.setattr(select, "write_rows", interrupt)
         status, _, err = smart("select", "x.npy", "-k", 4, "--out", "out", "--overwrite")
         assert status == 130 and "the same command goes on from here" in err
     assert len(written().numbers("rank")) == 3
@@ -721,7 +722,7 @@ def test_an_interrupted_checkpoint_write_leaves_the_one_before(smart, how):
 
 def test_overwrite_starts_anew(smart, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(select, "write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert smart("select", "x.npy", "-k", 9, "--out", "out")[0] == 130
     assert files("out") == {".partial/run.json", ".partial/picks.npz"}
     status, _, err = smart("select", "x.npy", "-k", 4, "--out", "out", "--overwrite")

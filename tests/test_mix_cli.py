@@ -18,7 +18,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 from conftest import ROOT
 
 import smartgpu
-from smartgpu import Near, QualityDiversity, Quotas, finished, runs_mix
+from smartgpu import Near, QualityDiversity, Quotas
+from smartgpu.commands import finished, mix
 from smartgpu.io import read_pool
 from smartgpu.mixture import Mixture, sweep
 
@@ -362,7 +363,7 @@ def test_a_finished_folder_is_not_done_again(smart, monkeypatch):
     before = content()
     with monkeypatch.context() as patch:
         patch.setattr(
-            runs_mix, "mix", lambda *a, **k: smartgpu.mix(*a, **k) if len(a[1]) == 1 else pytest.fail("again")
+            mix, "mix", lambda *a, **k: smartgpu.mix(*a, **k) if len(a[1]) == 1 else pytest.fail("again")
         )
         status, out, _ = smart("mix", "pool.jsonl", *MIX, "--out", "out", "--threads", 1)
     assert status == 0 and "out holds this mixture already" in out
@@ -441,12 +442,13 @@ def test_a_mixture_is_rows_that_can_be_scored_and_left_out(smart, chosen):
 
 DRIVER = """
 import os, signal, sys
-from smartgpu import cli, exports, finished, folder, runs_mix
+from smartgpu import cli, exports
+from smartgpu.commands import finished, folder, mix
 finished.SECONDS = 0
 place, count = sys.argv[1].split(":")
 owner, name = {
     "report": (finished.Finished, "report"),
-    "write": (runs_mix, "write_rows"),
+    "write": (mix, "write_rows"),
     "export": (exports, "_write_manifest"),
     "move": (folder.os, "replace"),
 }[place]
@@ -595,7 +597,7 @@ def test_limits_go_on_too(smart, monkeypatch, flags):
 
 def test_what_is_done_and_torn_is_refused(smart, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(runs_mix, "write_rows", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(mix, "write_rows", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert smart(*LONG)[0] == 130
     path = Path("out/.partial/done-0.npz")
     path.write_bytes(path.read_bytes()[:200])
@@ -615,7 +617,7 @@ def test_an_error_leaves_nothing(smart, monkeypatch):
     def fail(*args, **how):
         raise ValueError("no")
 
-    monkeypatch.setattr(runs_mix, "write_rows", fail)
+    monkeypatch.setattr(mix, "write_rows", fail)
     status, _, err = smart("mix", "pool.jsonl", *MIX, "--out", "out")
     assert (status, err.splitlines()[-1]) == (2, "smartgpu mix: no")
     assert not os.path.exists("out")
@@ -664,9 +666,7 @@ def test_exports_are_added_to_a_finished_mixture(smart, monkeypatch):
         os.path.abspath("out"),
     )
     real = smartgpu.mix
-    monkeypatch.setattr(
-        runs_mix, "mix", lambda *a, **k: real(*a, **k) if len(a[1]) == 1 else pytest.fail("again")
-    )
+    monkeypatch.setattr(mix, "mix", lambda *a, **k: real(*a, **k) if len(a[1]) == 1 else pytest.fail("again"))
     status, out, _ = smart("mix", "pool.jsonl", *MIX, "--out", "out", "--export", "megatron-lm")
     assert status == 0 and "megatron-lm: exports/megatron.sh" in out and "trl: exports/trl.yaml" in out
     assert content("out") == content("both")

@@ -73,14 +73,14 @@ def report(
     how = {"draws": draws, "sample": sample, "projection": projection, "seed": seed, **options}
     check_how(**how)
     if isinstance(result, str | Path):
-        from smartgpu import runs_report
+        from smartgpu.commands import report
 
         named = {"X": X, "text": text, "tasks": tasks, "given": given, "exclude": exclude}
         named |= {"quality": quality, "alpha_path": alpha_path, "quotas": quotas}
         for name, value in named.items():
             if value is not None:
                 raise ValueError(f"{name} cannot be given with a folder, which says where its pool lies")
-        return runs_report.write(Path(result), Path(result if out is None else out), how)
+        return report.write(Path(result), Path(result if out is None else out), how)
     if not isinstance(result, Selection | Mixture):
         raise TypeError(f"result must be a Selection, a Mixture or a folder, got {type(result).__name__}")
     if X is None or out is None:

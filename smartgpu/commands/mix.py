@@ -13,22 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import exports, runs_beside
+from smartgpu import exports
 from smartgpu.arrays import as_matrix
 from smartgpu.checkpoint import fingerprint
+from smartgpu.commands import other_rows
+from smartgpu.commands.fields import as_names, as_table, check_limits, cost_record, read_labels, read_limits
+from smartgpu.commands.finished import Finished
+from smartgpu.commands.folder import MIXTURE, Folder
+from smartgpu.commands.select import (
+    Seconds,
+    Source,
+    check_outside,
+    quality_objective,
+    read_chosen,
+    read_source,
+)
 from smartgpu.config import Config
 from smartgpu.exports.messages import Layout, find_layout
 from smartgpu.exports.pools import Rows, check_rows
-from smartgpu.finished import Finished
-from smartgpu.folder import MIXTURE, Folder
 from smartgpu.io import FORMATS, Pool, output_path, read_embeddings, write_rows
 from smartgpu.io.names import safe_names
 from smartgpu.labels import Label, Labels
 from smartgpu.mixture import Mixture, mix
 from smartgpu.mixture.mixing import Mixer
 from smartgpu.options import parse_bytes
-from smartgpu.runs import Seconds, Source, check_outside, quality_objective, read_chosen, read_source
-from smartgpu.runs_fields import as_names, as_table, check_limits, cost_record, read_labels, read_limits
 from smartgpu.version import __version__
 
 SCHEMA = 1  # of mixture.json
@@ -54,7 +62,7 @@ class Input:
     call: dict[str, Any]  # keyword arguments of mix() and sweep()
     record: dict[str, Any]  # what the result depends on
     rows: dict[str, np.ndarray]  # given, exclude
-    beside: dict[str, runs_beside.Beside]
+    beside: dict[str, other_rows.Beside]
     costs: dict[str, Any] | None  # how they are counted
 
     def arguments(self) -> tuple[list[Label], list[Label | None] | None]:
@@ -69,7 +77,7 @@ class Input:
         self, config: Config, x: np.ndarray, seconds: Seconds, progress: bool
     ) -> dict[str, Any]:
         """The call's keyword arguments, with rows that may be of other files."""
-        sets = runs_beside.arguments(config, self.beside, x, self.rows, seconds, progress)
+        sets = other_rows.arguments(config, self.beside, x, self.rows, seconds, progress)
         return {**self.call, **sets, "progress": progress}
 
 
@@ -91,7 +99,7 @@ def read(config: Config) -> Input:
     call |= read_limits(config, pool)
     rows = {name: read_chosen(getattr(config, name), pool.n, name) for name in ("given", "exclude")}
     call["include_rows"] = read_chosen(config.include_rows, pool.n, "include_rows")
-    beside = runs_beside.read(config, source.x)
+    beside = other_rows.read(config, source.x)
     costs = cost_record(config, pool)
     call |= {key: read_task_matrix(path) for key, path in task_files(config).items()}
     spec = quality_objective(config, pool, "row_")
@@ -124,7 +132,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         )
     config.quality_options("row_")
     check_limits(config)
-    runs_beside.check(config)
+    other_rows.check(config)
     at_random = config.row_objective == "random" and config.row_lam is None
     call = {
         **{name: getattr(config, name) for name in names},
@@ -220,9 +228,9 @@ def run(config: Config, progress: bool) -> Done:
     if config.out is None:
         raise ValueError("--out is missing: name the output folder")
     if config.report:
-        from smartgpu import runs_report
+        from smartgpu.commands import report
 
-        runs_report.check(config)
+        report.check(config)
     with seconds("read"):
         given = read(config)
         pool = given.source.pool
@@ -235,7 +243,7 @@ def run(config: Config, progress: bool) -> Done:
         done = _held(config, folder, pool, names, layout)
         if config.report:
             x = given.source.vectors(config, seconds, progress)
-            runs_report.after(config, folder.path, pool, x, progress, **given.rows)
+            report.after(config, folder.path, pool, x, progress, **given.rows)
         return done
     with folder.working([combined, *names.values(), *_manifests(config.export or [])]):
         cache = str(folder.partial / "cache") if config.cache == "off" else config.cache
@@ -263,7 +271,7 @@ def run(config: Config, progress: bool) -> Done:
         manifest["quality"] = config.quality  # where a report finds it
         folder.finish(manifest)
     if config.report:
-        runs_report.after(config, folder.path, pool, x, progress, **given.rows)
+        report.after(config, folder.path, pool, x, progress, **given.rows)
     return Done(mixture, manifest, True)
 
 

@@ -18,7 +18,7 @@ ARRAYS = ("data", "indices", "indptr", "shape", "format")  # of a file by scipy.
 
 def run(config: Config, progress: bool) -> str:
     """`smartgpu graph POOL -k 32 OUT.npz`; what was written, in a line. Raises ValueError, FileExistsError."""
-    from smartgpu import runs
+    from smartgpu.commands import select
 
     if config.neighbors is None:
         raise ValueError("-k is missing: how many neighbours each row has")
@@ -31,14 +31,14 @@ def run(config: Config, progress: bool) -> str:
         raise ValueError(f"{path} exists: --overwrite replaces it")
     from scipy import sparse
 
-    source = runs.read_source(config)
+    source = select.read_source(config)
     most = source.pool.n - config.no_self
     if not 1 <= config.neighbors <= most:
         raise ValueError(f"-k must lie between 1 and {most}, got {config.neighbors}")
     how = {name: getattr(config, name) for name in ("backend", "threads", "precision")}
     memory = None if config.memory is None else parse_bytes(config.memory)
     found = _graph(
-        source.vectors(config, runs.Seconds(), progress),
+        source.vectors(config, select.Seconds(), progress),
         config.neighbors,
         config.make_similarity(),
         own=not config.no_self,

@@ -6,20 +6,20 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from smartgpu.commands.mix import check_sizes, read
+from smartgpu.commands.select import Seconds
 from smartgpu.config import Config
 from smartgpu.files import replacing
 from smartgpu.job import versions
 from smartgpu.mixture import SweepRow, sweep
 from smartgpu.mixture.sweeping import check_counted
-from smartgpu.runs import Seconds
-from smartgpu.runs_mix import check_sizes, read
 
 SCHEMA = 1  # of sweep.json
 SWEEP = "sweep.json"
 
 
 def run(config: Config, progress: bool) -> tuple[list[SweepRow], Path | None]:
-    """The table, and where it is written (OUT/sweep.json, where there is an OUT). Raises as runs_mix.run()."""
+    """The table, and where it is written (OUT/sweep.json, where there is an OUT). Raises as mix.run()."""
     for name in ("n_tasks", "export", "format", "report"):
         if getattr(config, name) not in (None, False):
             raise ValueError(

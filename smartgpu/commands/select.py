@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import api, evaluation, runs_baseline, runs_beside, runs_graph
+from smartgpu import api, evaluation
 from smartgpu.arrays import as_count, as_matrix, as_rows
 from smartgpu.checkpoint import fingerprint
+from smartgpu.commands import baseline, graph, other_rows
+from smartgpu.commands.fields import check_limits, cost_record, read_limits, read_quality
+from smartgpu.commands.folder import ARRAYS, MANIFEST, MIXTURE, Folder
 from smartgpu.config import Config
-from smartgpu.folder import ARRAYS, MANIFEST, MIXTURE, Folder
 from smartgpu.io import Pool, find_text, output_path, read_embeddings, read_pool, text_fields, write_rows
 from smartgpu.objectives import QualityDiversity
 from smartgpu.options import EXACT, parse_bytes
 from smartgpu.planning import Plan
-from smartgpu.runs_fields import check_limits, cost_record, read_limits, read_quality
 from smartgpu.selection import Selection
 from smartgpu.version import __version__
 
@@ -90,10 +91,8 @@ def read_source(config: Config) -> Source:
     pool = read_pool(config.pool, embedding_field=None if config.embeddings else config.embedding_field)
     x, where = None, config.embeddings or config.pool
     precomputed = config.similarity == "precomputed"
-    if precomputed and config.embeddings is not None and runs_graph.is_graph(config.embeddings):
-        return Source(
-            pool, runs_graph.read(config.embeddings, pool.n), None, {"file": str(where), "field": None}
-        )
+    if precomputed and config.embeddings is not None and graph.is_graph(config.embeddings):
+        return Source(pool, graph.read(config.embeddings, pool.n), None, {"file": str(where), "field": None})
     if config.embeddings is not None:
         x, field = read_embeddings(config.embeddings, field=config.embedding_field), config.embedding_field
     elif pool.embeddings is not None and config.embedder is None and (named or config.text is None):
@@ -219,10 +218,10 @@ class Done:
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Refuse what can be refused without the pool, by the same call on a pool of one row; the call's arguments."""
-    runs_baseline.check(config)
+    baseline.check(config)
     config.quality_options()
     check_limits(config)
-    target = runs_beside.check(config)
+    target = other_rows.check(config)
     objective = config.make_objective() if target is None else target
     call = {"objective": objective, "similarity": config.make_similarity(), **config.how()}
     if call["memory"] is not None:  # how much it must be depends on the pool
@@ -238,9 +237,9 @@ def run(config: Config, command: str, progress: bool) -> Done:
         raise ValueError("--out is missing: name the output folder")
     call = dry_run(config)
     if config.report:
-        from smartgpu import runs_report
+        from smartgpu.commands import report
 
-        runs_report.check(config)
+        report.check(config)
     if command == "select":
         budgets(config, 1 << 62)  # a bad k is refused before the pool is read
     with seconds("read"):
@@ -254,8 +253,8 @@ def run(config: Config, command: str, progress: bool) -> Done:
         names = _output_names(config, command, pool, cuts)
         spec = quality_objective(config, pool)
         call["objective"] = spec or call["objective"]
-        quality = runs_baseline.quality_of(config, pool) if spec is None else spec.quality
-        beside = runs_beside.read(config, source.x)
+        quality = baseline.quality_of(config, pool) if spec is None else spec.quality
+        beside = other_rows.read(config, source.x)
         record = {
             "command": command,
             "version": __version__,
@@ -272,17 +271,17 @@ def run(config: Config, command: str, progress: bool) -> Done:
     if folder.whole:
         if config.report:
             x = source.vectors(config, seconds, progress)
-            runs_report.after(config, folder.path, pool, x, progress, **rows)
+            report.after(config, folder.path, pool, x, progress, **rows)
         return Done(Selection.load(folder.path / ARRAYS), folder.held(), pool, None)
     with folder.working([path.name for path in names.values()]):
         x = source.vectors(config, seconds, progress)
         resumable = config.maximizer in EXACT and config.backend != "reference"
-        elsewhere = runs_beside.arguments(config, beside, x, rows, seconds, progress)
+        elsewhere = other_rows.arguments(config, beside, x, rows, seconds, progress)
         call |= elsewhere
         call |= {"progress": progress, "plan": config.plan}
         call["checkpoint"] = folder.partial / "picks.npz" if resumable else None
         if config.baseline is not None:
-            chosen = runs_baseline.make(config, quality)
+            chosen = baseline.make(config, quality)
             selection = chosen(x, k, include=included, **limits, **elsewhere)
         elif command == "rank":
             selection = api.rank(x, **call)
@@ -310,7 +309,7 @@ def run(config: Config, command: str, progress: bool) -> Done:
         }
         folder.finish(manifest)
     if config.report:
-        runs_report.after(config, folder.path, pool, x, progress, **rows)
+        report.after(config, folder.path, pool, x, progress, **rows)
     return Done(selection, manifest, pool, x)
 
 
@@ -364,9 +363,9 @@ def plan(config: Config, progress: bool) -> Plan:
     rows = {name: read_chosen(getattr(config, name), n, name) for name in ("given", "exclude")}
     check_room(n, k, **rows)
     call["objective"] = quality_objective(config, source.pool) or call["objective"]
-    beside = runs_beside.read(config, source.x)
+    beside = other_rows.read(config, source.x)
     x = source.vectors(config, Seconds(), progress)
-    call |= runs_beside.arguments(config, beside, x, rows, Seconds(), progress)
+    call |= other_rows.arguments(config, beside, x, rows, Seconds(), progress)
     return api.plan(x, k, coverage=config.coverage, **call)
 
 

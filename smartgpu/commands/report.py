@@ -15,18 +15,18 @@ import numpy as np
 from smartgpu import reporting
 from smartgpu.arrays import as_count
 from smartgpu.checkpoint import fingerprint
+from smartgpu.commands.alpha import ALPHA_PATH
+from smartgpu.commands.fields import QUOTAS, read_quality, read_quotas
+from smartgpu.commands.folder import MIXTURE, PARTIAL, SELECTION
+from smartgpu.commands.select import Seconds, Source, read_chosen, read_source
+from smartgpu.commands.sweep import SWEEP
 from smartgpu.config import Config
-from smartgpu.folder import MIXTURE, PARTIAL, SELECTION
 from smartgpu.io import Pool, row_texts, text_fields
 from smartgpu.labels import Labels, as_labels
 from smartgpu.mixture import Mixture
 from smartgpu.reporting import place
 from smartgpu.reporting.measuring import Known
 from smartgpu.reporting.quality import Rated
-from smartgpu.runs import Seconds, Source, read_chosen, read_source
-from smartgpu.runs_alpha import ALPHA_PATH
-from smartgpu.runs_fields import QUOTAS, read_quality, read_quotas
-from smartgpu.runs_sweep import SWEEP
 from smartgpu.selection import Selection
 
 log = logging.getLogger("smartgpu")

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from smartgpu.alpha import AlphaPath, alpha_path
 from smartgpu.checkpoint import fingerprint
-from smartgpu.config import Config
-from smartgpu.files import replacing
-from smartgpu.runs import (
+from smartgpu.commands.select import (
     Seconds,
     budgets,
     check_room,
@@ -19,7 +17,9 @@ from smartgpu.runs import (
     read_chosen,
     read_source,
 )
-from smartgpu.runs_sweep import table_path
+from smartgpu.commands.sweep import table_path
+from smartgpu.config import Config
+from smartgpu.files import replacing
 from smartgpu.version import __version__
 
 SCHEMA = 1  # of alpha_path.json
@@ -28,7 +28,7 @@ NO = ("coverage", "sizes", "format", "report", "plan")  # options of a selection
 
 
 def run(config: Config, progress: bool) -> tuple[AlphaPath, Path | None]:
-    """The path, and where it is written (OUT/alpha_path.json, where there is an OUT). Raises as runs.run()."""
+    """The path, and where it is written (OUT/alpha_path.json, where there is an OUT). Raises as select.run()."""
     for name in NO:
         if getattr(config, name) not in (None, False):
             flag = f"--{name.replace('_', '-')}"

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from smartgpu.baselines import BASELINES
+from smartgpu.commands.fields import read_quality
 from smartgpu.config import Config
 from smartgpu.io import Pool
 from smartgpu.objectives.quality import fill
 from smartgpu.options import make_options
-from smartgpu.runs_fields import read_quality
 from smartgpu.selection import Selection
 
 OWN = ("tau", "clusters")  # options of some baselines
