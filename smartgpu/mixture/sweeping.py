@@ -78,8 +78,6 @@ def sweep(
         raise ValueError(
             "sweep needs an exact maximizer: the first of a stochastic selection are no selection"
         )
-    if mixer.job.options.polish is not None:
-        raise ValueError("sweep cannot be combined with polish: the first of a selection are not polished")
     check_counted(mixer.job.objective)
     if not len(sizes):
         raise ValueError("sizes is empty: give the numbers of tasks to compare")

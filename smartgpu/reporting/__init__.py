@@ -180,6 +180,8 @@ def describe(result: Selection | Mixture) -> dict[str, Any]:
             "similarity": result.options["similarity"],
             "method": result.method,
             "limits": None,
+            "polished": None,
+            "gap": None,
             "prefixes": True,
             "n_tasks": len(result.tasks),
             "n_tasks_in_pool": result.n_tasks_in_pool,
