@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -89,22 +91,34 @@ def as_sparse_rows(value: Any, name: str = "X") -> SparseRows:
 
 def rows_of_sets(sets: Sequence[Iterable[int]], u: int | None, name: str) -> SparseRows:
     """One row for each set of numbers in [0, u), 1 where they are; u None: up to the largest there is."""
-    lists = []
-    for j, members in enumerate(sets):
-        try:
-            row = np.array(sorted(set(members)))
-        except TypeError:
-            raise TypeError(
-                f"{name} must be a list of sets of concept numbers, or a matrix of 0 and 1; entry {j} is {members!r}"
-            ) from None
-        if len(row) and row.dtype.kind not in "iu":
-            raise TypeError(f"{name} must hold concept numbers (integers), entry {j} holds {row.dtype}")
-        lists.append(row.astype(np.int64))
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in lists])]).astype(np.int64)
-    indices = np.concatenate(lists) if lists else np.empty(0, np.int64)
-    u = int(indices.max(initial=0)) + 1 if u is None else u
-    if len(indices) and not (indices.min() >= 0 and indices.max() < u):
+    sets = [row if isinstance(row, (set, frozenset)) else _as_set(row, j, name) for j, row in enumerate(sets)]
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in sets])]).astype(np.int64)
+    try:
+        indices = np.fromiter(map(index, chain.from_iterable(sets)), np.int64, int(indptr[-1]))
+    except TypeError:
+        j, c = next((j, c) for j, row in enumerate(sets) for c in row if not hasattr(c, "__index__"))
+        raise TypeError(f"{name} must hold concept numbers (integers), entry {j} holds {c!r}") from None
+    except OverflowError:
+        raise ValueError(
+            f"{name} must hold concept numbers, got {max(chain.from_iterable(sets), key=abs)}"
+        ) from None
+    least, most = int(indices.min(initial=0)), int(indices.max(initial=0))
+    u = most + 1 if u is None else u
+    if least < 0 or most >= u:
         bad = int(np.flatnonzero((indices < 0) | (indices >= u))[0])
         row = int(np.searchsorted(indptr, bad, side="right")) - 1
         raise ValueError(f"{name} must hold concept numbers in [0, {u}), entry {row} holds {indices[bad]}")
+    owners = np.repeat(np.arange(len(sets)), np.diff(indptr))
+    indices += owners * u
+    indices.sort()  # ascending within a row
+    indices -= owners * u
     return SparseRows(indptr, indices, np.ones(len(indices), np.uint8), u)
+
+
+def _as_set(row: Iterable[int], j: int, name: str) -> set[int]:
+    try:
+        return set(row)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a list of sets of concept numbers, or a matrix of 0 and 1; entry {j} is {row!r}"
+        ) from None

@@ -717,7 +717,11 @@ BAD = {
         "logarithmic",
     ),
     "sets": ("SetCoverFunction", {"n": 10, "cover_set": [{1}], "num_concepts": 3}, "10 sets"),
-    "concept": ("SetCoverFunction", {"n": 2, "cover_set": [{1}, {3}], "num_concepts": 3}, r"\[0, 3\), got 3"),
+    "concept": (
+        "SetCoverFunction",
+        {"n": 2, "cover_set": [{1}, {3}], "num_concepts": 3},
+        r"\[0, 3\), entry 1 holds 3",
+    ),
     "weights": (
         "SetCoverFunction",
         {"n": 1, "cover_set": [{1}], "num_concepts": 3, "concept_weights": [1]},

@@ -189,7 +189,7 @@ LAYERS = {
     # signatures and translations, on top of what computes
     "compat": {
         *("api", "arrays", "compat", "constraints", "graph", "heuristics", "job", "maximize", "objectives"),
-        *("options", "sieve", "similarity", "version", "workers"),
+        *("options", "sieve", "similarity", "sparse", "version", "workers"),
     },
     "heuristics": {"constraints", "maximize", "objectives", "options", "selecting", "similarity", "workers"},
     "near": {"arrays", "backends", "checkpoint", "job", "objectives", "reference"},

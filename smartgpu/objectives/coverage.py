@@ -101,6 +101,8 @@ class Coverage(Objective):
         entries = len(rows.data) if isinstance(rows, SparseRows) else shape.n * u
         if isinstance(rows, SparseRows) and isinstance(self.curve, Capped):
             parts.append(Part("rows of each feature", host(32 * entries)))
+        elif isinstance(self.curve, Products) and getattr(rows, "dtype", None) != np.float32:
+            parts.append(Part("features in float32", host(4 * entries)))
         scratch = in_work(entries, u, getattr(shape.footprint, "threads", 1))
         return Cost(tuple(parts), host(scratch), work=20.0 * entries)
 
@@ -206,7 +208,9 @@ class _Concepts(Coverage):
             return self.weights
         out = np.ones(self.features.shape[1]) if self.weights is None else self.weights.copy()
         if self.query is not None:
-            out[np.setdiff1d(np.arange(len(out)), self.query)] = 0.0
+            kept = np.zeros_like(out)
+            kept[self.query] = out[self.query]
+            out = kept
         if self.private is not None:
             out[self.private] = 0.0
         return out

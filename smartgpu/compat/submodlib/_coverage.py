@@ -15,6 +15,7 @@ from smartgpu.objectives.coverage import FeatureBased as CoverFeatures
 from smartgpu.objectives.coverage import ProbabilisticSetCover, SetCover
 from smartgpu.objectives.saturated import ConcaveOverModular as CoverQuery
 from smartgpu.similarity import choose
+from smartgpu.sparse import rows_of_sets
 
 
 class _Concave(str):
@@ -187,14 +188,9 @@ class _Sets(_Concepts):
                 f"cover_set must have {self.n} sets, one for each element, got {len(self.cover_set)}"
             )
         try:
-            sets = [set(row) for row in self.cover_set]
-        except TypeError:
-            raise ValueError("cover_set must be a list of sets of concept numbers") from None
-        most, least = (of((of(row) for row in sets if row), default=0) for of in (max, min))
-        if least < 0 or most >= u:
-            raise ValueError(
-                f"cover_set must hold concept numbers in [0, {u}), got {most if most >= u else least}"
-            )
+            sets = rows_of_sets(self.cover_set, u, "cover_set")
+        except TypeError as problem:
+            raise ValueError(str(problem)) from None
         return SetCover(sets, weights, **only)
 
 
