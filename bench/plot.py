@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from bench.musts import (
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 BEGIN_GPU, END_GPU = "<!-- bench-gpu:begin -->", "<!-- bench-gpu:end -->"
+BEGIN_COMPAT, END_COMPAT = "<!-- bench-compat:begin -->", "<!-- bench-compat:end -->"
 OTHERS = (
     "apricot-lazy",
     "apricot-naive",
@@ -123,6 +125,47 @@ def gpu_table(rows: Rows) -> str:
     else:
         notes.append("No figure has been measured on a GPU yet: `python bench/gpu.py --out DIR` does.")
     return "\n".join([*GPU_HEAD, *lines, *notes]) + "\n"
+
+
+COMPAT = "smartgpu.compat."  # and the peer: providers of the rows of bench/compat.py
+
+
+def compat_table(rows: Rows) -> str:
+    """Markdown: one line per function of a peer, in the order in which they were measured."""
+    lines, ratios = [], []
+    for (case, provider), row in rows.items():
+        if not provider.startswith(COMPAT):
+            continue
+        peer = provider.removeprefix(COMPAT)
+        other = rows.get((case, peer), {})
+        ratios.append(row.get("times_faster"))
+        cells = [
+            f"{peer} {row['function'].replace('_', ' ')}",
+            *(_took(other), _took(row), "-" if ratios[-1] is None else f"{ratios[-1]:.1f}"),
+            *(f"{megabytes(r['peak_mb'])}" if "peak_mb" in r else "-" for r in (other, row)),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    known = sorted(ratio for ratio in ratios if ratio is not None)
+    last = max(rows.values(), key=lambda row: row["time"])
+    packages = {k: v for row in rows.values() for k, v in row["versions"].items() if v}
+    notes = [
+        "",
+        f"n = {last['n']:,}, d = {last['d']}, k = {last['k']:,}, Alpaca, data as input; medians, peak beyond the input."
+        f" {len(known)} functions: between {known[0]:.1f} and {known[-1]:.1f} times as fast,"
+        f" median {statistics.median(known):.1f}."
+        f" Measured on {last['device']}, {last['cores']} cores, {last['time'][:10]}, commit {last['commit']}: "
+        + ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
+        + ". `python bench/compat.py --peer submodlib|apricot` measures it.",
+    ]
+    head = (
+        "| function | the peer | smartgpu.compat | times faster | peer's peak | peak |",
+        "| --- | --: | --: | --: | --: | --: |",
+    )
+    return "\n".join([*head, *lines, *notes]) + "\n"
+
+
+def _took(row: Row) -> str:
+    return seconds(row["ms_p50"]) if "ms_p50" in row else row.get("stopped", "-").split(":")[0]
 
 
 def _gpu_line(rows: Rows, case) -> str:
@@ -309,20 +352,21 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     rows = read(given.results)
     on_gpu = {key: row for key, row in rows.items() if "gpu" in row}
-    on_cpu = {key: row for key, row in rows.items() if key not in on_gpu}
+    compat = {key: row for key, row in rows.items() if "function" in row}
+    on_cpu = {key: row for key, row in rows.items() if key not in on_gpu and key not in compat}
     missing = []
     # A table without rows stays as it is.
     for found, musts, text, marks in (
-        (on_cpu, MUSTS, table(on_cpu), (BEGIN, END)),
-        (on_gpu, DEVICE_MUSTS, gpu_table(on_gpu), (BEGIN_GPU, END_GPU)),
+        (on_cpu, MUSTS, table, (BEGIN, END)),
+        (on_gpu, DEVICE_MUSTS, gpu_table, (BEGIN_GPU, END_GPU)),
+        (compat, (), compat_table, (BEGIN_COMPAT, END_COMPAT)),
     ):
-        if found:
-            print(text)
         for must in musts:
             print(must.judge(found))
         if not found:
             continue
-        if write_readme(given.readme, text, marks):
+        print(text(found))
+        if write_readme(given.readme, text(found), marks):
             print(f"wrote the table into {given.readme}")
         else:
             missing.append(marks)

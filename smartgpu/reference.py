@@ -113,6 +113,11 @@ class Problem:
             self.high = np.maximum(o.eta * similarities(o.query, kind, self._rows(x)).max(axis=1), 0)
         if o.name in ("facility_location_cg", "facility_location_cmi"):
             self.low = np.maximum(o.nu * similarities(o.private, kind, self._rows(x)).max(axis=1), 0)
+        if o.name == "facility_location_between":
+            self.high = self.high if o.cap is None else np.maximum(o.cap, 0)
+            self.low = self.low if o.floor is None else np.maximum(o.floor, 0)
+        if o.name == "log_det_less":
+            self.below = np.asarray(o.below, np.float64)
         if o.name.startswith("log_det"):
             self.kernel = self.inner
             sets = [
@@ -170,6 +175,8 @@ class Problem:
             return float(value)
         if o.name == "log_det":
             return self._log_det(S)
+        if o.name == "log_det_less":
+            return self._log_det(S) - self._log_det(S, self.below)
         first, end = len(self.inner), len(self.kernel)  # query rows first, where there are some
         query = np.arange(first, first + len(getattr(o, "query", ())))
         private = np.arange(first + len(query), end)
@@ -193,12 +200,11 @@ class Problem:
             return np.minimum(held, o.threshold)
         return _phi(o.concave, held)
 
-    def _log_det(self, rows) -> float:
+    def _log_det(self, rows, kernel=None) -> float:
         if not len(rows):
             return 0.0
-        sign, log = np.linalg.slogdet(
-            self.kernel[np.ix_(rows, rows)] + self.objective.lam * np.eye(len(rows))
-        )
+        kernel = self.kernel if kernel is None else kernel
+        sign, log = np.linalg.slogdet(kernel[np.ix_(rows, rows)] + self.objective.lam * np.eye(len(rows)))
         return float(log) if sign > 0 else -np.inf
 
     def gains(self, chosen) -> np.ndarray:

@@ -27,6 +27,8 @@ from smartgpu import (
     reference,
     select,
 )
+from smartgpu.objectives.given import FacilityLocationBetween, LogDetLess
+from smartgpu.similarity import as_similarity
 
 KINDS = {name: kind for name, kind in SIMILARITIES.items() if name != "max_minus_sqeuclidean"}
 LINEAR = ("cosine", "cosine_shifted", "dot")
@@ -94,6 +96,27 @@ def test_volumes_are_the_reference(name, similarity, rng):
         np.testing.assert_array_equal(lazy.indices, naive.indices)
         np.testing.assert_array_equal(lazy.gains, naive.gains)
         check(lazy, x, kind, objective, given=() if elsewhere is not None else given, outside=elsewhere)
+
+
+def test_targets_of_given_similarities_are_the_reference(rng):
+    """A floor, a cap, and one volume less another: what targets are where rows are not at hand."""
+    x = with_copies(synthetic(rng, 90), rng, 0.2)
+    q, p = sets(x, rng)
+    kind = KINDS["cosine"]
+    s, to_q, to_p = (reference.similarities(x, kind, rows) for rows in (None, q, p))
+    cap, floor = to_q.max(axis=0), to_p.max(axis=0)
+    between = {
+        FacilityLocationBetween(cap=cap): FacilityLocationMI(q),
+        FacilityLocationBetween(floor=floor): FacilityLocationCG(p),
+        FacilityLocationBetween(floor, cap, weights=rng.random(len(x))): None,
+    }
+    below = s - to_q.T @ np.linalg.solve(reference.similarities(q, kind) + np.eye(len(q)), to_q)
+    for objective, same in {**between, LogDetLess(below, 1.0): LogDetMI(q)}.items():
+        found = select(s, 14, objective, "precomputed", backend="numpy")
+        check(found, s, as_similarity("precomputed"), objective)
+        if same is not None:
+            wanted = reference.Problem(x, kind, same)
+            assert found.value == pytest.approx(wanted.value(found.indices), rel=1e-5)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
