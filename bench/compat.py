@@ -296,10 +296,16 @@ def summary(row: dict[str, Any]) -> str:
     return f"{name} {row['ms_p50'] / 1e3:9.3f} s {row['peak_mb']:8.0f} MB  f {value:.6g}{faster}"
 
 
+def _means(pattern: str, name: str) -> bool:
+    return name == pattern[:-1] if pattern.endswith("$") else pattern in name
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", choices=sorted(PEERS), default="submodlib")
-    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="parts of function names")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", help="parts of function names; NAME$ is all of one"
+    )
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--k", type=int, help="default n / 10")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one library on one function")
@@ -314,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         os.write(1, (json.dumps(answer) + "\n").encode())
         return 0
-    names = [x for x in PEERS[given.peer][0] if given.only is None or any(p in x for p in given.only)]
+    names = [x for x in PEERS[given.peer][0] if given.only is None or any(_means(p, x) for p in given.only)]
     if given.list or not names:
         print("\n".join(names) or f"no function matches {given.only}")
         return 0 if names else 2

@@ -397,6 +397,32 @@ def test_table(rows):
     assert "4.5 s, f(S) +0.32%" in text and "a CPU" in text and "1a2b3c4" in text and "numpy 2.0" in text
 
 
+def test_table_of_peers(tmp_path):
+    base = {"case": "compat-a", "function": "graph_cut", "n": 10_000, "d": 384, "k": 1_000, "device": "a CPU"}
+    base |= {"cores": 2, "commit": "1a2b3c4", "time": "2026-01-02T03:04Z", "versions": {"numpy": "2.0"}}
+    ours = {**base, "provider": "smartgpu.compat.submodlib", "ms_p50": 500.0, "peak_mb": 20.0}
+    rows = [
+        {**base, "provider": "submodlib", "ms_p50": 4000.0, "peak_mb": 2000.0},
+        {**ours, "times_faster": 8.0},
+        {**base, "case": "compat-b", "provider": "submodlib", "stopped": "memory: 16 GB"},
+        {**ours, "case": "compat-b"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = plot.compat_table(plot.read([path])).splitlines()
+    assert lines[2:4] == [
+        "| submodlib graph cut | 4 s | 500 ms | 8.0 | 2 GB | 20 MB |",
+        "| submodlib graph cut | memory | 500 ms | - | - | 20 MB |",
+    ]
+    assert (
+        "1 functions: between 8.0 and 8.0 times as fast, median 8.0" in lines[-1] and "numpy 2.0" in lines[-1]
+    )
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# head\n{plot.BEGIN_COMPAT}\n{plot.END_COMPAT}\n")
+    assert plot.main([str(path), "--readme", str(readme), "--images", str(tmp_path)]) == 0
+    assert lines[2] in readme.read_text()
+
+
 def test_musts(rows):
     said = [must.judge(rows) for must in musts.MUSTS]
     assert (
