@@ -8,22 +8,16 @@ from pathlib import Path
 
 from smartgpu.alpha import AlphaPath, alpha_path
 from smartgpu.checkpoint import fingerprint
-from smartgpu.commands.select import (
-    Seconds,
-    budgets,
-    check_room,
-    dry_run,
-    quality_objective,
-    read_chosen,
-    read_source,
-)
+from smartgpu.commands.fields import quality_objective
+from smartgpu.commands.folder import ALPHA_PATH
+from smartgpu.commands.select import budgets, check_room, dry_run
+from smartgpu.commands.source import Seconds, read_chosen, read_source
 from smartgpu.commands.sweep import table_path
 from smartgpu.config import Config
 from smartgpu.files import replacing
 from smartgpu.version import __version__
 
 SCHEMA = 1  # of alpha_path.json
-ALPHA_PATH = "alpha_path.json"
 NO = ("coverage", "sizes", "format", "report", "plan")  # options of a selection that is written
 
 

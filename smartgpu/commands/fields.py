@@ -14,6 +14,7 @@ from smartgpu.constraints import Quotas
 from smartgpu.io import Pool, read_pool
 from smartgpu.io.text import as_turns
 from smartgpu.labels import Label, Labels, as_labels
+from smartgpu.objectives import QualityDiversity
 from smartgpu.tokens import CHARS, Rule, find_rule
 
 BLOCK = 4096  # rows whose texts are held at a time
@@ -190,3 +191,15 @@ def as_table(
     if len(set(names)) < len(names):
         raise ValueError(f"{flag} names a {of} twice: {next(n for n in names if names.count(n) > 1)!r}")
     return dict(zip(names, numbers, strict=True))
+
+
+def quality_objective(config: Config, pool: Pool, of: str = "") -> QualityDiversity | None:
+    """The objective of --alpha, or of the first of --alpha-path; None where quality is not asked for."""
+    asked = config.quality_options(of)
+    if asked is None:
+        return None
+    alpha = config.alpha_path[0] if config.alpha_path else config.alpha
+    spec = QualityDiversity(alpha, read_quality(config, pool), **asked)
+    if config.coverage is not None:
+        spec.need_monotone(None, None)
+    return spec

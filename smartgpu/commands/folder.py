@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from smartgpu.checkpoint import differences
+from smartgpu.config import Config
 from smartgpu.files import replacing
+from smartgpu.io import Pool
 from smartgpu.reporting.place import discard
 
 log = logging.getLogger("smartgpu")
 PARTIAL, MANIFEST, ARRAYS = ".partial", "selection.json", "selection.npz"
+ALPHA_PATH, SWEEP = "alpha_path.json", "sweep.json"  # tables, beside or without a selection
 
 
 @dataclass(frozen=True)
@@ -210,3 +213,13 @@ def _remove(folder: Path, names: list[str]) -> None:
     for parent in sorted(inner, reverse=True):  # folders that are empty now, the innermost first
         with contextlib.suppress(OSError):
             (folder / parent).rmdir()
+
+
+def check_outside(config: Config, pool: Pool) -> None:
+    """Refuse an OUT whose files the pool would hold when it is read again."""
+    out = Path(config.out).expanduser()
+    alone = pool.files == (Path(pool.source).expanduser(),)
+    if not alone and out.is_dir() and any(file.parent.samefile(out) for file in pool.files):
+        raise ValueError(
+            f"--out {config.out} is the folder of the pool, which would read its own output: name another"
+        )

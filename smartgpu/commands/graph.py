@@ -1,25 +1,18 @@
-"""smartgpu graph: the nearest neighbours of a pool in a file, and such a file read as a precomputed similarity."""
+"""smartgpu graph: the nearest neighbours of a pool in a file, which --similarity precomputed reads."""
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from smartgpu import graph as _graph
+from smartgpu.commands.source import Seconds, read_source
 from smartgpu.config import Config
 from smartgpu.files import replacing
 from smartgpu.options import bytes_text, parse_bytes
 
-ARRAYS = ("data", "indices", "indptr", "shape", "format")  # of a file by scipy.sparse.save_npz
-
 
 def run(config: Config, progress: bool) -> str:
     """`smartgpu graph POOL -k 32 OUT.npz`; what was written, in a line. Raises ValueError, FileExistsError."""
-    from smartgpu.commands import select
-
     if config.neighbors is None:
         raise ValueError("-k is missing: how many neighbours each row has")
     if config.out is None:
@@ -31,14 +24,14 @@ def run(config: Config, progress: bool) -> str:
         raise ValueError(f"{path} exists: --overwrite replaces it")
     from scipy import sparse
 
-    source = select.read_source(config)
+    source = read_source(config)
     most = source.pool.n - config.no_self
     if not 1 <= config.neighbors <= most:
         raise ValueError(f"-k must lie between 1 and {most}, got {config.neighbors}")
     how = {name: getattr(config, name) for name in ("backend", "threads", "precision")}
     memory = None if config.memory is None else parse_bytes(config.memory)
     found = _graph(
-        source.vectors(config, select.Seconds(), progress),
+        source.vectors(config, Seconds(), progress),
         config.neighbors,
         config.make_similarity(),
         own=not config.no_self,
@@ -51,30 +44,3 @@ def run(config: Config, progress: bool) -> str:
         sparse.save_npz(file, found, compressed=False)
     size = bytes_text(path.stat().st_size)
     return f"{path} holds {found.nnz} similarities of {found.shape[0]} rows by {config.similarity}, {size}"
-
-
-def is_graph(path: str) -> bool:
-    """Whether this is a sparse matrix in a file."""
-    where = Path(path).expanduser()
-    if where.suffix != ".npz" or not where.is_file() or not zipfile.is_zipfile(where):
-        return False
-    with zipfile.ZipFile(where) as archive:
-        return {f"{name}.npy" for name in ARRAYS} <= set(archive.namelist())
-
-
-def read(path: str, n: int) -> Any:
-    """The sparse matrix in a file, (r, n); ValueError where it has other columns or cannot be read."""
-    from scipy import sparse
-
-    try:
-        found = sparse.load_npz(Path(path).expanduser()).tocsr()
-        found.check_format()
-    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} must be a sparse matrix written by scipy or smartgpu graph: {error}"
-        ) from error
-    if found.shape[1] != n:
-        raise ValueError(f"{path} must have one column per pool row: {n}, got shape {found.shape}")
-    if not np.isfinite(found.data).all():
-        raise ValueError(f"the matrix in {path} must be finite")
-    return found

@@ -17,17 +17,18 @@ from smartgpu import exports
 from smartgpu.arrays import as_matrix
 from smartgpu.checkpoint import fingerprint
 from smartgpu.commands import other_rows
-from smartgpu.commands.fields import as_names, as_table, check_limits, cost_record, read_labels, read_limits
-from smartgpu.commands.finished import Finished
-from smartgpu.commands.folder import MIXTURE, Folder
-from smartgpu.commands.select import (
-    Seconds,
-    Source,
-    check_outside,
+from smartgpu.commands.fields import (
+    as_names,
+    as_table,
+    check_limits,
+    cost_record,
     quality_objective,
-    read_chosen,
-    read_source,
+    read_labels,
+    read_limits,
 )
+from smartgpu.commands.finished import Finished
+from smartgpu.commands.folder import MIXTURE, Folder, check_outside
+from smartgpu.commands.source import Seconds, Source, read_chosen, read_source
 from smartgpu.config import Config
 from smartgpu.exports.messages import Layout, find_layout
 from smartgpu.exports.pools import Rows, check_rows

@@ -15,11 +15,9 @@ import numpy as np
 from smartgpu import reporting
 from smartgpu.arrays import as_count
 from smartgpu.checkpoint import fingerprint
-from smartgpu.commands.alpha import ALPHA_PATH
 from smartgpu.commands.fields import QUOTAS, read_quality, read_quotas
-from smartgpu.commands.folder import MIXTURE, PARTIAL, SELECTION
-from smartgpu.commands.select import Seconds, Source, read_chosen, read_source
-from smartgpu.commands.sweep import SWEEP
+from smartgpu.commands.folder import ALPHA_PATH, MIXTURE, PARTIAL, SELECTION, SWEEP
+from smartgpu.commands.source import Seconds, Source, read_chosen, read_source
 from smartgpu.config import Config
 from smartgpu.io import Pool, row_texts, text_fields
 from smartgpu.labels import Labels, as_labels

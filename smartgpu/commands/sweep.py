@@ -6,8 +6,9 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from smartgpu.commands.folder import SWEEP
 from smartgpu.commands.mix import check_sizes, read
-from smartgpu.commands.select import Seconds
+from smartgpu.commands.source import Seconds
 from smartgpu.config import Config
 from smartgpu.files import replacing
 from smartgpu.job import versions
@@ -15,7 +16,6 @@ from smartgpu.mixture import SweepRow, sweep
 from smartgpu.mixture.sweeping import check_counted
 
 SCHEMA = 1  # of sweep.json
-SWEEP = "sweep.json"
 
 
 def run(config: Config, progress: bool) -> tuple[list[SweepRow], Path | None]:

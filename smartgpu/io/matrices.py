@@ -249,3 +249,33 @@ def from_lists(values: Sequence[Any], where: str) -> np.ndarray:
             raise ValueError(f"{where}: row {row} has {len(value)} features, row 0 has {d}")
         out[row] = value
     return out
+
+
+SPARSE = ("data", "indices", "indptr", "shape", "format")  # of a file by scipy.sparse.save_npz
+
+
+def is_sparse_file(path: str) -> bool:
+    """Whether this is a sparse matrix in a file."""
+    where = Path(path).expanduser()
+    if where.suffix != ".npz" or not where.is_file() or not zipfile.is_zipfile(where):
+        return False
+    with zipfile.ZipFile(where) as archive:
+        return {f"{name}.npy" for name in SPARSE} <= set(archive.namelist())
+
+
+def read_sparse(path: str, n: int) -> Any:
+    """The sparse matrix in a file, (r, n); ValueError where it has other columns or cannot be read."""
+    from scipy import sparse
+
+    try:
+        found = sparse.load_npz(Path(path).expanduser()).tocsr()
+        found.check_format()
+    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} must be a sparse matrix written by scipy or smartgpu graph: {error}"
+        ) from error
+    if found.shape[1] != n:
+        raise ValueError(f"{path} must have one column per pool row: {n}, got shape {found.shape}")
+    if not np.isfinite(found.data).all():
+        raise ValueError(f"the matrix in {path} must be finite")
+    return found
