@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from smartgpu.options import Options, bytes_text
 from smartgpu.similarity import Matrix, Precomputed, Similarity, as_similarity
 from smartgpu.sparse import SparseRows, as_sparse_rows, is_sparse
 from smartgpu.version import __version__
+
+if TYPE_CHECKING:
+    from smartgpu.ranks import Ranks
 
 
 @dataclass
@@ -165,7 +168,7 @@ class Job:
         except DeviceMemoryError as error:
             raise _no_room(str(error), least, error.free) from error.__cause__
 
-    def ground(self, budget: Budget | None = None) -> Ground:
+    def ground(self, budget: Budget | None = None, ranks: Ranks | None = None) -> Ground:
         how = {**self.how(), "memory": self.options.memory}
         if budget is None:
             most = find_backend(self.options.backend).room(*self.sets)[1]
@@ -175,7 +178,9 @@ class Job:
             how |= {"picks": budget.shape.k, "spare": budget.spare}
             if budget.shape.footprint.place:  # what an objective's own arrays may take is there as well
                 how |= {"memory": budget.memory, "stream": budget.shape.footprint.stream}
-        return Ground(self.x, self.kind, resolve(self.options.backend), outside=self.outside, **how)
+        return Ground(
+            self.x, self.kind, resolve(self.options.backend), outside=self.outside, ranks=ranks, **how
+        )
 
     def described(self) -> dict[str, Any]:
         return {

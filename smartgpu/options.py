@@ -52,6 +52,10 @@ class Options:
                ranked greedily within itself, and says how much better any choice could be (docs/polish.md). For
                facility location, its targets and their sums with quality; `report` and `checkpoint` are of greedy
     plan       print the plan of the call to stderr first: what it will allocate, and about how long it will take
+    process_group  a torch.distributed.ProcessGroup, or "world" for the default one: its processes, which all make this
+               same call, choose the rows together, each with its share of the represented rows. The result, the same on
+               all of them, is bit for bit that of one process (docs/scaling.md). The checkpoint is that of the first
+    timeout    seconds that a process of the group may keep the others waiting before they end the call
     """
 
     backend: str = "auto"
@@ -68,6 +72,8 @@ class Options:
     report: Callable[[int, float], None] | None = None
     plan: bool = False
     polish: bool | int | float | None = None
+    process_group: Any = None
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
         choose(self.backend, NAMES, "backend")
@@ -80,6 +86,7 @@ class Options:
         _number("seed", self.seed, int, 0, 2**63)
         if self.threads is not None:
             _number("threads", self.threads, int, 1, 4096)
+        _number("timeout", self.timeout, float, 0, 1e9, open_ends=True)
         if self.memory is not None:
             object.__setattr__(self, "memory", parse_bytes(self.memory))
         object.__setattr__(self, "polish", as_polish(self.polish))
@@ -96,7 +103,8 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """What a result depends on, or its cost: not where picks are told of."""
         names = [f.name for f in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in names if name not in ("checkpoint", "report", "plan")}
+        aside = ("checkpoint", "report", "plan", "process_group", "timeout")
+        return {name: getattr(self, name) for name in names if name not in aside}
 
 
 def make_options(given: dict[str, Any]) -> Options:

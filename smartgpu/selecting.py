@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from smartgpu import polish, reference
 from smartgpu.arrays import as_count
 from smartgpu.backends import resolve
 from smartgpu.backends.gpu import FAILURES, DeviceLostError
-from smartgpu.checkpoint import Checkpoint, fingerprint
+from smartgpu.checkpoint import Checkpoint, differences, fingerprint
 from smartgpu.constraints import Constraint, Purse, Quotas, Tree, as_budget, as_costs, as_quotas
 from smartgpu.constraints.exchange import Exchange
 from smartgpu.job import Budget, Job
@@ -26,6 +27,7 @@ from smartgpu.near import Barred, RowSets, bar
 from smartgpu.objectives import Ground, State
 from smartgpu.options import EXACT, Options
 from smartgpu.planning import make_plan
+from smartgpu.ranks import Ranks
 from smartgpu.selection import Selection
 from smartgpu.similarity import Matrix
 from smartgpu.version import __version__
@@ -50,6 +52,8 @@ class Wanted:
 
 def attempt(check: Callable[[Options], Call], options: Options) -> Selection:
     """Run the call that `check` makes of options; once more by the fallback, if one is given and a device fails."""
+    if options.process_group is not None:
+        return _attempt_together(check, options)
     try:
         return check(options).run()
     except FAILURES as error:
@@ -58,6 +62,17 @@ def attempt(check: Callable[[Options], Call], options: Options) -> Selection:
         log.warning("%s. Backend %r takes over, from the start", error, options.fallback)
     # out of the handler, whose traceback holds what was on the device
     return check(replace(options, backend=options.fallback, memory=None, precision="auto")).run(options)
+
+
+def _attempt_together(check: Callable[[Options], Call], options: Options) -> Selection:
+    """The same on every process of a group. What one refuses, or was given otherwise than the first, all refuse."""
+    ranks = Ranks(options.process_group, options.timeout)
+    call = ranks.all_of(lambda: check(options))
+    if ranks.size == 1:
+        return call.run()
+    ranks.agree(call.record(), differences)
+    with ranks.running():
+        return call.among(ranks).run()
 
 
 def select_checked(
@@ -101,6 +116,7 @@ class Call:
     memory: Budget | None = None  # where what it allocates is known beforehand
     clock: _Clock | None = None
     ground: Ground | None = None  # where calls on one pool share it
+    ranks: Ranks | None = None  # the processes that choose together
 
     def __post_init__(self) -> None:
         self.clock = self.clock or _Clock()
@@ -190,7 +206,7 @@ class Call:
     def run(self, instead: Options | None = None) -> Selection:
         """instead: the options of a call that failed, whose checkpoint this one replaces."""
         job, clock, options = self.job, self.clock, self.job.options
-        if options.plan:
+        if options.plan and (self.ranks is None or self.ranks.rank == 0):
             text = make_plan(job, self.count, self.given, self.exclude, self.coverage)
             print(text, file=sys.stderr, flush=True)
         if resolve(options.backend) == "reference":
@@ -199,7 +215,7 @@ class Call:
             return self._by_reference()
         with clock("prepare"):
             kept = None if options.checkpoint is None else self._checkpoint(instead)
-            ground = self.ground or job.ground(self.memory)
+            ground = self.ground or job.ground(self.memory, self.ranks)
             compiled, swept = ground.engine.compiling(), ground.sweeps
         states, runs = self._runs(ground, kept)
         best = max(runs, key=lambda run: run.reached)  # the first of equals
@@ -224,9 +240,38 @@ class Call:
             exact=options.maximizer in EXACT,
             seconds=clock.seconds,
             limits=self.limits(run.indices, order),
+            together=None if self.ranks is None else self.ranks.said(),
             **said,
             **job.described(),
         )
+
+    def among(self, ranks: Ranks) -> Call:
+        """This call as one that several processes make together. ValueError for what they cannot."""
+        options = self.job.options
+        for name in ("fallback", "polish"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{name} is for one process, and process_group has {ranks.size}")
+        if resolve(options.backend) == "reference":
+            raise ValueError(f"backend 'reference' is for one process, and process_group has {ranks.size}")
+        rows = self.job.x.shape[0]
+        if rows < ranks.size:
+            raise ValueError(
+                f"process_group must have no more processes than X has rows, {rows}: got {ranks.size}"
+            )
+        memory = self.memory
+        if memory is not None:  # what one process may take, the same on all
+            own = memory.memory
+            if options.memory is None and not memory.shape.footprint.place:
+                own = max(own // ranks.beside, memory.cost.least)
+            self.memory = replace(memory, memory=int(ranks.each(own, "memory").min()))
+        self.ranks = ranks
+        return self
+
+    def _before(self, kept: Checkpoint | None) -> tuple[np.ndarray, np.ndarray]:
+        """The picks that are there already, and their gains. Of several processes the first reads them."""
+        if kept is None:
+            return np.empty(0, np.int64), np.empty(0)
+        return kept.load() if self.ranks is None else self.ranks.first(kept.load)
 
     def _polish(self, ground: Ground, states: list[State], best: Picker) -> tuple[Picker, dict[str, Any]]:
         """The better set that swaps lead to from greedy's, ranked; and what a Selection says of it."""
@@ -259,7 +304,9 @@ class Call:
         """Greedy's picks; with a budget those by gain / cost, then those by gain, with the work shared that can be."""
         job, clock, options = self.job, self.clock, self.job.options
         with clock("prepare"):
-            before = kept.load() if kept else (np.empty(0, np.int64), np.empty(0))
+            before = self._before(kept)
+            if self.ranks is not None and self.ranks.rank > 0:
+                kept = None
             with job.failures(self.memory, fresh=self.ground is None):
                 first = job.objective.bind(ground)
                 if len(self.given):
@@ -320,16 +367,31 @@ class Call:
         return out or None
 
     def _checkpoint(self, instead: Options | None) -> Checkpoint:
-        """Its record names everything that the picks depend on."""
-        path, job = self.job.options.checkpoint, self.job
-        if job.options.maximizer not in EXACT:
+        path, options = self.job.options.checkpoint, self.job.options
+        if options.maximizer not in EXACT:
             raise ValueError(
                 "checkpoint is for exact maximizers: the samples of 'stochastic' and the thresholds of 'threshold' "
                 "are not kept"
             )
         if Path(path).suffix != ".npz":
             raise ValueError(f"checkpoint must be a file name that ends in .npz, got {str(path)!r}")
-        x = job.x
+        record = {**self.data, "options": _recorded(options)}
+        return Checkpoint(path, record, instead and {**record, "options": _recorded(instead)})
+
+    def record(self) -> dict[str, Any]:
+        """What processes must have in common: everything that the picks depend on, and how they are searched for."""
+        aside = ("threads", "progress")
+        how = {name: value for name, value in self.job.options.to_dict().items() if name not in aside}
+        barred = [fingerprint(each.rows) for each in self.barred]
+        versions = self.job.described()["versions"]
+        checkpoint = self.job.options.checkpoint
+        more = {"barred": barred, "versions": versions, "checkpoint": checkpoint and Path(checkpoint).name}
+        return {**self.data, "options": how | {"backend": resolve(how["backend"])}, **more}
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What a result is of, by content."""
+        job, x = self.job, self.job.x
         parts = [x] if not isinstance(x, Matrix) else [x.dense] if x.dense is not None else list(x.csc)
         record = {
             "version": __version__,
@@ -340,7 +402,6 @@ class Call:
             "exclude": fingerprint(np.sort(self.exclude)),
             "objective": job.objective.describe(),
             "similarity": job.kind.describe(),
-            "options": _recorded(job.options),
         }
         if self.money is not None:
             record |= {"budget": self.money, "cost": fingerprint(self.cost)}
@@ -351,7 +412,7 @@ class Call:
             record["include"] = fingerprint(self.include)
         if job.outside is not None:
             record["outside"] = fingerprint(job.outside)
-        return Checkpoint(path, record, instead and {**record, "options": _recorded(instead)})
+        return record
 
     def _by_reference(self) -> Selection:
         """The same call on the float64 oracle; the dense matrices of a large pool are refused."""

@@ -44,6 +44,8 @@ class Selection:
                  no swap of one row for another, within the limits, improves f. The rows are ranked greedily among
                  themselves; else None
     bound        of polish=: no choice within the limits has a larger f; `gap` is 1 - value / bound; else None
+    together     of process_group=: processes, the sums that they made together (messages), and the bytes of these that
+                 each gave; else None
     """
 
     indices: np.ndarray
@@ -64,6 +66,7 @@ class Selection:
     limits: dict[str, Any] | None = None
     polished: dict[str, Any] | None = None
     bound: float | None = None
+    together: dict[str, Any] | None = None
     _spec: Any = field(default=None, repr=False, compare=False)  # the similarity, for assign()
 
     @property
@@ -166,6 +169,7 @@ class Selection:
             "sweeps": self.sweeps,
             "seconds": self.seconds,
             "versions": self.versions,
+            **({} if self.together is None else {"together": self.together}),
         }
 
     def save(self, path: str | Path) -> Path:

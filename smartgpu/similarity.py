@@ -170,6 +170,10 @@ class Geometry:
         """The same with these candidates alone."""
         return replace(self, x=self.x[cols])
 
+    def part(self, rows: slice) -> Geometry:
+        """The same with these represented rows alone: not a copy."""
+        return replace(self, rows=self.rows[rows])
+
 
 @dataclass
 class Matrix:

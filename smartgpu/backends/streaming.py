@@ -59,6 +59,10 @@ class HostRows:
     def __len__(self) -> int:
         return len(self.host)
 
+    def __getitem__(self, rows: slice) -> HostRows:
+        """These rows as a set of their own, not a copy."""
+        return HostRows(self.host[rows], self.device)
+
     @property
     def row_bytes(self) -> int:
         return self.shape[1] * self.dtype.itemsize

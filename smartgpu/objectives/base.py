@@ -15,6 +15,7 @@ import numpy as np
 
 from smartgpu.backends import Backend, find_backend, open_backend
 from smartgpu.backends.linear import LinearFeatures, Wide
+from smartgpu.backends.sharded import shard
 from smartgpu.checkpoint import fingerprint
 from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.cost import Cost, Shape
@@ -116,10 +117,11 @@ class Ground:
         picks: int | None = None,
         like: tuple[int, int] | None = None,
         outside: Any = None,
+        ranks: Any = None,
         **how: Any,
     ):
         self.x, self.kind, self._name, self._how = x, kind, backend, how
-        self.picks, self.like, self.outside = picks, like, outside
+        self.picks, self.like, self.outside, self.ranks = picks, like, outside, ranks
         self.n = x.shape[1] if isinstance(x, Matrix) else len(x)
         self._geometry: dict[int, Geometry] = {}
         self._backends: dict[int, Backend] = {}
@@ -150,7 +152,8 @@ class Ground:
         key = id(represented)
         if key not in self._backends:
             pool = self.x if isinstance(self.x, Matrix) else self.geometry(represented)
-            self._backends[key] = open_backend(self._name, pool, **self._how)
+            start = functools.partial(open_backend, self._name, **self._how)
+            self._backends[key] = start(pool) if self.ranks is None else shard(start, pool, self.ranks)
         return self._backends[key]
 
     def features(self, represented: np.ndarray | None = None) -> tuple[LinearFeatures, LinearFeatures]:
