@@ -129,20 +129,23 @@ SMARTGPU_DEVICE void sparse_tail(T& team, const Tail& tail) {
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
 
 // Cooperative, one block on each multiprocessor.
-extern "C" __global__ void __launch_bounds__(smartgpu::TAIL_THREADS, 1) sparse_tail(const smartgpu::Tail* tail) {
+extern "C" __global__ void __launch_bounds__(smartgpu::TAIL_THREADS, 1)
+    sparse_tail(const __grid_constant__ smartgpu::Tail tail) {
     __shared__ smartgpu::Scratch scratch;
-    smartgpu::Team<smartgpu::GRID> team(&scratch, tail->exchange);
-    smartgpu::sparse_tail(team, *tail);
+    smartgpu::Team<smartgpu::GRID> team(&scratch, tail.exchange);
+    smartgpu::sparse_tail(team, tail);
 }
 
-extern "C" __global__ void __launch_bounds__(smartgpu::TAIL_THREADS, 1) count_by_row(const smartgpu::Tail* tail) {
+extern "C" __global__ void __launch_bounds__(smartgpu::TAIL_THREADS, 1)
+    count_by_row(const __grid_constant__ smartgpu::Tail tail) {
     smartgpu::Team<smartgpu::GRID> team(nullptr, nullptr);
-    smartgpu::count_by_row(team, *tail);
+    smartgpu::count_by_row(team, tail);
 }
 
-extern "C" __global__ void __launch_bounds__(smartgpu::TAIL_THREADS, 1) fill_by_row(const smartgpu::Tail* tail) {
+extern "C" __global__ void __launch_bounds__(smartgpu::TAIL_THREADS, 1)
+    fill_by_row(const __grid_constant__ smartgpu::Tail tail) {
     smartgpu::Team<smartgpu::GRID> team(nullptr, nullptr);
-    smartgpu::fill_by_row(team, *tail);
+    smartgpu::fill_by_row(team, tail);
 }
 
 #endif

@@ -33,11 +33,11 @@ enum Span : int { BLOCK, CLUSTER, GRID };
 constexpr int MOST_WARPS = 32;    // of a block
 constexpr int MOST_RANKS = 1024;  // blocks of a team
 
-// Of one team, in global memory, zero before the launch: what its blocks tell each other.
+// Of a team of several blocks, in global memory, zero before the launch: what they tell each other.
 struct Exchange {
     Best slots[2][MOST_RANKS];
-    long long next;        // the problem at hand
-    unsigned arrived;      // of the grid's barrier: counts up, never back
+    long long said;
+    unsigned arrived;  // at barriers of the grid so far, by blocks
 };
 
 }  // namespace smartgpu
@@ -60,6 +60,7 @@ SMARTGPU_DEVICE long long fetch_add(long long* at, long long value) {
 struct Scratch {
     Best best[MOST_WARPS];
     Best result;
+    long long said;
 };
 
 template <int SPAN>
@@ -92,21 +93,23 @@ struct Team {
 
     SMARTGPU_DEVICE void sync_block() { __syncthreads(); }
 
-    // All threads of the team have come here, and see what the others wrote before.
+    // All threads of the team have come here, and see what the others wrote before: to global memory as well, and also
+    // where it was read, and so is in the level 1 cache, of this multiprocessor before.
     SMARTGPU_DEVICE void sync() {
         if (SPAN == BLOCK) {
             __syncthreads();
         } else if (SPAN == CLUSTER) {
 #if __CUDA_ARCH__ >= 900
-            asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-            asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+            asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+            asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
         } else {
             sync_grid();
         }
     }
 
-    // Every block must be resident (a cooperative launch). The count may wrap around: differences do not mind.
+    // Every block must be resident: a cooperative launch sees to that. The count is of one launch, whose barriers are too
+    // few for it to wrap around (smartgpu/backends/cuda_tail.py: 8,192 of at most 1,024 blocks).
     SMARTGPU_DEVICE void sync_grid() {
         __syncthreads();
         if (thread == 0) {
@@ -116,10 +119,20 @@ struct Team {
             unsigned now;
             do {
                 asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(&exchange->arrived) : "memory");
-            } while (static_cast<int>(now - target) < 0);
-            __threadfence();
+            } while (now < target);
+            __threadfence();  // the others' writes, before what this block's threads read
         }
         __syncthreads();
+    }
+
+    // What the leader says, to all threads.
+    SMARTGPU_DEVICE long long tell(long long value) {
+        long long& said = SPAN == BLOCK ? scratch->said : exchange->said;
+        if (leader()) said = value;
+        sync();
+        value = said;
+        sync();  // read by all before it is written again
+        return value;
     }
 
     SMARTGPU_DEVICE static Best best_of_warp(Best mine, bool low) {

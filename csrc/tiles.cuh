@@ -59,18 +59,11 @@ SMARTGPU_DEVICE float fp16_value(unsigned short a) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 #endif
 
-// ---- how products are made: bytes of a feature, chains, tiles of 8 columns of one warp, blocks on a multiprocessor
-
-// On a multiprocessor at a time: two blocks hide each other's latencies, where 128 registers do for a thread. For older
-// architectures the compiler needs more.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int BLOCKS = 1;
-#else
-constexpr int BLOCKS = 2;
-#endif
+// ---- how products are made: bytes of a feature, chains, tiles of 8 columns of one warp, and blocks on a multiprocessor,
+// which hide each other's latencies: two where 128 registers do for a thread, and the shared memory for their tiles
 
 struct Half {
-    static constexpr int bytes = 2, chains = 1, n_tiles = 8, blocks = BLOCKS;
+    static constexpr int bytes = 2, chains = 1, n_tiles = 8, blocks = 2;
 };
 struct Fp16 : Half {
     static SMARTGPU_DEVICE double value(const void* row, long long k) {
@@ -93,7 +86,7 @@ struct Bf16 : Half {
 #endif
 };
 struct Tf32 {
-    static constexpr int bytes = 4, chains = 1, n_tiles = 8, blocks = BLOCKS;
+    static constexpr int bytes = 4, chains = 1, n_tiles = 8, blocks = 2;
     static SMARTGPU_DEVICE double value(const void* row, long long k) { return static_cast<const float*>(row)[k]; }
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
     static SMARTGPU_DEVICE void mma(Sum* acc, const unsigned* a, const unsigned* b) {
@@ -225,17 +218,36 @@ struct Rows {
     SMARTGPU_DEVICE const char* row(int i) const { return x + rows[i] * stride; }
 };
 
+// What one thread copies of a tile: 16 bytes of some rows, the next ones for each stage.
 template <class A, class T>
-SMARTGPU_DEVICE void stage(T& team, const Rows& pool, int first_a, int first_b, int chunk, unsigned* staged) {
-    for (int c = team.thread; c < (TILE_A + TILE_B<A>) * 4; c += team.threads) {
-        const int at = c / 4, byte = chunk * (STEPS * STEP_WORDS * 4) + c % 4 * 16;
-        int i = at < TILE_A ? first_a + at : first_b + at - TILE_A;
-        i = i < pool.n ? i : pool.n - 1;  // beyond the end: the last row again, whose results nobody keeps
-        const bool there = byte < pool.row_bytes;  // zeros behind a row's end add nothing
-        copy16(staged + at * PITCH + c % 4 * 4, pool.row(i) + (there ? byte : 0), there);
+struct Copies {
+    static constexpr int COUNT = (TILE_A + TILE_B<A>) * 4 / (TILE_WARPS * T::lanes);
+    const char* from[COUNT];
+    int to, step, left;  // words into a stage, and from one copy to the next; bytes of a row that are still to come
+
+    SMARTGPU_DEVICE Copies(T& team, const Rows& pool, int first_a, int first_b) {
+        const int byte = team.thread % 4 * 16;  // threads are a multiple of 4: the same of every row
+        to = team.thread / 4 * PITCH + byte / 4, step = team.threads / 4 * PITCH, left = pool.row_bytes - byte;
+#pragma unroll
+        for (int u = 0; u < COUNT; ++u) {
+            const int at = (team.thread + u * team.threads) / 4;
+            const int i = at < TILE_A ? first_a + at : first_b + at - TILE_A;
+            // beyond the end: the last row again, whose results nobody keeps
+            from[u] = pool.row(i < pool.n ? i : pool.n - 1) + byte;
+        }
     }
-    end_of_stage();
-}
+
+    // Zeros behind a row's end add nothing.
+    SMARTGPU_DEVICE void stage(unsigned* staged) {
+#pragma unroll
+        for (int u = 0; u < COUNT; ++u) {
+            copy16(staged + to + u * step, from[u], left > 0);
+            from[u] += STEPS * STEP_WORDS * 4;
+        }
+        left -= STEPS * STEP_WORDS * 4;
+        end_of_stage();
+    }
+};
 
 // Dot products of rows first_a.. with rows first_b..: each(row, column, product) for every pair of the tile.
 template <class A, class T, class Each>
@@ -245,17 +257,12 @@ SMARTGPU_DEVICE void tile(T& team, const Rows& pool, int first_a, int first_b, u
 #pragma unroll
     for (int l = 0; l < LANES; ++l) part[l].clear();
     const int chunks = (pool.row_bytes + STEPS * STEP_WORDS * 4 - 1) / (STEPS * STEP_WORDS * 4);
-    for (int c = 0; c < STAGES - 1; ++c) {
-        if (c < chunks) stage<A>(team, pool, first_a, first_b, c, staged + c * STAGE);
-        else end_of_stage();
-    }
+    Copies<A, T> copies(team, pool, first_a, first_b);
+    for (int c = 0; c < STAGES - 1; ++c) copies.stage(staged + c * STAGE);
     for (int c = 0; c < chunks; ++c) {
         wait_for_stages<STAGES - 2>();
         team.sync_block();  // chunk c is there for all, and nobody reads the one before it any more
-        if (c + STAGES - 1 < chunks)
-            stage<A>(team, pool, first_a, first_b, c + STAGES - 1, staged + (c + STAGES - 1) % STAGES * STAGE);
-        else
-            end_of_stage();
+        copies.stage(staged + (c + STAGES - 1) % STAGES * STAGE);
         const unsigned* now = staged + c % STAGES * STAGE;
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {

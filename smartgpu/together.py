@@ -125,7 +125,7 @@ def _select(job: Job, groups: dict[Any, tuple[Part, Objective, Form]], kernels: 
         short = [p for p in left if len(rows[p]) <= most]
         if short:
             needs = max(cuda_batch.needs(problems, job.kind.name, d)[short])
-            _too_large(job, len(short), memory, memory - room + 2 * int(needs) + cuda_batch.EXCHANGE * 2)
+            _too_large(job, len(short), memory, memory - room + 2 * int(needs) + cuda.EXCHANGE * 2)
         if not (plan.blocks or plan.clusters):
             return {}
         made: list[Any] = []

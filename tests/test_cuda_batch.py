@@ -127,7 +127,7 @@ def run(pool, problems, kernels, clusters):
 def test_layout_is_that_of_the_source(kernels):
     size = kernels.lib.host_size
     assert size(0) == 8 * len(cuda_batch.FIELDS)
-    assert size(2) == cuda_batch.EXCHANGE
+    assert size(2) == cuda.EXCHANGE
     assert [size(3), size(4)] == [cuda_batch.THREADS, cuda_batch.CLUSTER]
     assert [size(6 + u) for u in range(4)] == [cuda_batch.TILES[how][0] for how in cuda.ARITHMETIC]
     for u, objective in enumerate(cuda_batch.OBJECTIVES):

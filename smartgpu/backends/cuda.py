@@ -6,13 +6,12 @@ does not work or is for another CUDA than torch, a build or a launch fails, a bi
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +28,7 @@ INSTALL = {12: "pip install 'smartgpu[cuda12]'", 13: "pip install 'smartgpu[cuda
 ARITHMETIC = ("fp16", "bf16", "tf32", "tf32x3")  # in the order of SMARTGPU_ONLY in csrc/batched_greedy.cu
 TAIL = ("sparse_tail", "count_by_row", "fill_by_row")  # in csrc/tail.cu, started cooperatively
 OPTIONS = ("-std=c++17",)
+EXCHANGE = 2 * 1024 * 16 + 16  # bytes of csrc/team.cuh's Exchange
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Kernels(Protocol):
     multiprocessors  of the device; a cooperative launch of so many blocks, one on each, is always resident
     shared           bytes of shared memory: of a multiprocessor, and the most of a block
     clusters         whether blocks can form clusters
+    launch           starts a kernel; arguments are integers of 8 bytes, addresses, and structures by value: see pack()
+    beside           what two functions launch, at the same time; what is launched later waits for both
     """
 
     device: torch.device
@@ -105,11 +107,11 @@ class Kernels(Protocol):
     shared: tuple[int, int]
     clusters: bool
 
-    def launch(self, name: str, blocks: int, threads: int, *arguments: int, shared: int = 0) -> None: ...
+    def launch(
+        self, name: str, blocks: int, threads: int, *arguments: int | np.ndarray, shared: int = 0
+    ) -> None: ...
 
-    def beside(
-        self,
-    ) -> contextlib.AbstractContextManager[None]: ...  # inside, launches need not follow each other
+    def beside(self, first: Callable[[], None], second: Callable[[], None]) -> None: ...
 
 
 class DeviceKernels:
@@ -127,26 +129,28 @@ class DeviceKernels:
         self.modules: dict[tuple[str, ...], Any] = {}
         self.functions: dict[str, Any] = {}
 
-    def launch(self, name: str, blocks: int, threads: int, *arguments: int, shared: int = 0) -> None:
-        """Start a kernel on torch's current stream; arguments are integers of 8 bytes and addresses.
-
-        Raises RuntimeError or OSError where it cannot be built or started.
-        """
+    def launch(
+        self, name: str, blocks: int, threads: int, *arguments: int | np.ndarray, shared: int = 0
+    ) -> None:
+        """On torch's current stream. Raises RuntimeError or OSError where a kernel cannot be built or started."""
+        given = tuple(a if isinstance(a, np.ndarray) else np.int64(a) for a in arguments)
         with self.cupy.cuda.Device(self.device.index), self._stream():
             if name not in self.functions:
                 self.functions[name] = self._module(name).get_function(name)
             function = self.functions[name]
             if shared > function.max_dynamic_shared_size_bytes:
                 function.max_dynamic_shared_size_bytes = shared
-            function((blocks,), (threads,), tuple(np.int64(a) for a in arguments), shared_mem=shared)
+            function((blocks,), (threads,), given, shared_mem=shared)
 
-    @contextlib.contextmanager
-    def beside(self) -> Iterator[None]:
+    def beside(self, first: Callable[[], None], second: Callable[[], None]) -> None:
         here, there = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         there.wait_stream(here)
-        with torch.cuda.stream(there):
-            yield
-        here.wait_stream(there)
+        try:
+            with torch.cuda.stream(there):
+                first()
+            second()
+        finally:
+            here.wait_stream(there)
 
     def _module(self, name: str) -> Any:
         cooperative = name in TAIL
@@ -236,8 +240,9 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def pack(fields: tuple[str, ...], values: dict[str, Any], device: torch.device) -> torch.Tensor:
-    """Arguments of a kernel, 8 bytes each, in the order of `fields`: tensors by address, None as a null pointer."""
+def pack(fields: tuple[str, ...], values: dict[str, Any]) -> np.ndarray:
+    """A structure of csrc/ that a kernel is given by value: 8 bytes a field, in the order of `fields`, as one number of
+    an array. Tensors by address: they must live until what reads them is on the stream. None is a null pointer."""
     out = np.zeros(len(fields), np.int64)
     for at, name in enumerate(fields):
         value = values[name]
@@ -247,4 +252,4 @@ def pack(fields: tuple[str, ...], values: dict[str, Any], device: torch.device) 
             out[at] = np.float64(value).view(np.int64)
         elif value is not None:
             out[at] = int(value)
-    return torch.from_numpy(out).to(device)
+    return out.view(f"V{out.nbytes}")

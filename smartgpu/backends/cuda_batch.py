@@ -20,41 +20,14 @@ from smartgpu.kernels import linear, similarity, sweeps
 OBJECTIVES = ("facility_location", "graph_cut", "log_det")  # in the order of csrc/batched_greedy.cu
 KINDS = {"cosine": 1, "cosine_shifted": 2, "cosine_squared": 3}  # csrc/scalar.cuh
 AFFINE = {"cosine": (1.0, 0.0), "cosine_shifted": (0.5, 0.5), "cosine_squared": (0.0, 0.0)}
-FIELDS = (
-    *(
-        "x",
-        "stride",
-        "d",
-        "rows",
-        "start",
-        "picks",
-        "order",
-        "count",
-        "objective",
-        "kind",
-        "low",
-        "weights",
-        "scale",
-    ),
-    *(
-        "quantum",
-        "factors",
-        "a",
-        "b",
-        "lambda",
-        "weight",
-        "before",
-        "after",
-        "queue",
-        "exchange",
-        "workspace",
-        "slot",
-    ),
-    *("arena", "indices", "gains"),
+# Of csrc/problem.cuh's Batch.
+FIELDS = tuple(
+    "x stride d rows start picks order count objective kind low weights scale quantum factors a b lambda weight before "
+    "after queue exchange workspace slot arena indices gains".split()
 )
-EXCHANGE = 2 * 1024 * 16 + 16  # bytes of csrc/team.cuh's Exchange
 THREADS, CLUSTER = 256, 8  # of a block; blocks of a cluster
-# arithmetic -> bytes of shared memory for staged tiles, blocks on a multiprocessor (one before capability 9.0)
+OWN = 2048  # bytes of shared memory of a block besides, and of what the system keeps of it for each
+# arithmetic -> bytes of shared memory for staged tiles, and blocks on a multiprocessor that registers are there for
 TILES = {"fp16": (61440, 2), "bf16": (61440, 2), "tf32": (61440, 2), "tf32x3": (46080, 1)}
 # Predicted for an H200, of one multiprocessor (docs/kernels.md): dense products, float64 ones, bytes of matrices, and
 # the barriers and dependent reads of a pick in a block and in a cluster.
@@ -105,7 +78,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        return sum(t * (s + EXCHANGE) for t, s in zip(self.teams, self.slots, strict=True))
+        return sum(t * (s + cuda.EXCHANGE) for t, s in zip(self.teams, self.slots, strict=True))
 
 
 def arithmetic(pool: Pool) -> str | None:
@@ -115,12 +88,13 @@ def arithmetic(pool: Pool) -> str | None:
 
 
 def resident(how: str, kernels: cuda.Kernels) -> int:
-    """Blocks on a multiprocessor at a time: csrc/tiles.cuh's `blocks`."""
-    return TILES[how][1] if kernels.clusters else 1
+    """Blocks on a multiprocessor at a time."""
+    staged, blocks = TILES[how]
+    return max(1, min(blocks, kernels.shared[0] // (staged + OWN)))
 
 
 def workspace(objective: str, kind: str, n: int, k: int, d: int) -> int:
-    """Bytes of one problem's arrays: csrc/batched_greedy.cu's Layout."""
+    """Bytes of one problem's arrays: csrc/problem.cuh's Layout."""
     squared = kind == "cosine_squared"
     dense = objective == "facility_location" or (objective == "graph_cut" and squared)
     longer = max(n, d) if objective == "graph_cut" and not squared else n
@@ -144,6 +118,12 @@ def seconds(objective: str, kind: str, how: str, n: int, k: int, d: int) -> floa
         return products + 4.0 * n * n * (3 + changed) / BYTES + k * STEP
     each = 2.0 * n * d / WIDE + (0.0 if objective == "graph_cut" else n * k / WIDE)
     return (k + 2) * each + k * STEP
+
+
+def most_clusters(multiprocessors: int) -> int:
+    """Clusters at a time. One less than multiprocessors are there for: how many of a part of the GPU may form one is
+    not told, and one that waits for its place would keep the blocks behind it waiting as well."""
+    return max(1, multiprocessors // CLUSTER - 1)
 
 
 def deal(
@@ -178,17 +158,18 @@ def make_plan(
             for n, k in zip(sizes.tolist(), counts.tolist(), strict=True)
         ]
     )
-    fits = (sizes <= cluster) & (needed + EXCHANGE <= memory // 2)
+    fits = (sizes <= cluster) & (needed + cuda.EXCHANGE <= memory // 2)
     where = np.flatnonzero(fits)
     big, small = deal(costs[where], counts[where], kernels.multiprocessors, kernels.clusters)
     move = [p for p in small if sizes[where[p]] > block]
-    big, small = sorted(big + move, key=lambda p: -costs[where[p]]), [p for p in small if p not in set(move)]
+    big = sorted(big + move, key=lambda p: -costs[where[p]])
+    small = [p for p in small if sizes[where[p]] <= block]
     lists = [where[big].tolist(), where[small].tolist()]
-    most = (kernels.multiprocessors // CLUSTER, kernels.multiprocessors * resident(how, kernels))
+    most = (most_clusters(kernels.multiprocessors), kernels.multiprocessors * resident(how, kernels))
     room = memory // max(1, sum(bool(some) for some in lists))
     slots = tuple(int(needed[some].max()) if some else 0 for some in lists)
     teams = tuple(
-        min(most[u], len(some), max(1, room // (slots[u] + EXCHANGE))) if some else 0
+        min(most[u], len(some), max(1, room // (slots[u] + cuda.EXCHANGE))) if some else 0
         for u, some in enumerate(lists)
     )
     return Plan(*lists, teams, slots), np.flatnonzero(~fits).tolist()
@@ -237,43 +218,41 @@ def run(
         "indices": indices,
         "gains": gains,
     }
-    staged, blocks = TILES[how][0], resident(how, kernels)
-    big = _Launch(values, plan.clusters, plan.teams[0], plan.slots[0], device)
-    small = _Launch(values, plan.blocks, plan.teams[1], plan.slots[1], device)
-    if small.problems:
-        shared = min(kernels.shared[1] - 1024, kernels.shared[0] // blocks - 2048)
-        arguments = small.pack(arena=max(0, shared - staged))
-    with kernels.beside():  # both queues are emptied at the same time
-        if big.problems:
-            name = f"batched_greedy_{how}_cluster"
-            kernels.launch(name, CLUSTER * big.teams, THREADS, big.pack(arena=0).data_ptr(), shared=staged)
-    if small.problems:
-        name = f"batched_greedy_{how}"
-        kernels.launch(name, small.teams, THREADS, arguments.data_ptr(), shared=max(staged, shared))
+    staged = TILES[how][0]
+    arena = min(kernels.shared[1], kernels.shared[0] // resident(how, kernels)) - OWN - staged
+    big = _Launch(values, plan.clusters, plan.teams[0], CLUSTER, plan.slots[0], device)
+    small = _Launch(values, plan.blocks, plan.teams[1], 1, plan.slots[1], device)
+    kernels.beside(  # clusters first: they need multiprocessors that are next to each other
+        lambda: big.start(kernels, f"batched_greedy_{how}_cluster", staged),
+        lambda: small.start(kernels, f"batched_greedy_{how}", staged, max(0, arena)),
+    )
     found, worth = indices.cpu().numpy(), gains.cpu().numpy()
     return [(found[i:j], worth[i:j]) for i, j in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
 
 class _Launch:
-    """The queue and the workspace of some teams."""
+    """The queue and the workspace of some teams, of so many blocks each."""
 
-    def __init__(self, values: dict, problems: list[int], teams: int, slot: int, device: torch.device):
-        self.problems, self.teams, self.device = problems, teams, device
+    def __init__(
+        self, values: dict, problems: list[int], teams: int, blocks: int, slot: int, device: torch.device
+    ):
+        self.problems, self.teams, self.blocks = problems, teams, blocks
         zeros = functools.partial(torch.zeros, dtype=torch.int64, device=device)
         self.values = {
             **values,
             "order": torch.tensor(problems, dtype=torch.int64, device=device),
             "count": len(problems),
             "queue": zeros(1),
-            "exchange": zeros(max(teams, 1) * EXCHANGE // 8),
-            "workspace": torch.empty(max(teams * slot, 16), dtype=torch.uint8, device=device),
+            "exchange": zeros(teams * cuda.EXCHANGE // 8) if blocks > 1 else None,
+            "workspace": torch.empty(teams * slot, dtype=torch.uint8, device=device),
             "slot": slot,
         }
-        self.packed: torch.Tensor | None = None
 
-    def pack(self, arena: int) -> torch.Tensor:
-        self.packed = cuda.pack(FIELDS, {**self.values, "arena": arena}, self.device)
-        return self.packed
+    def start(self, kernels: cuda.Kernels, name: str, staged: int, arena: int = 0) -> None:
+        """Nothing, where there are no problems."""
+        if self.problems:
+            given = cuda.pack(FIELDS, self.values | {"arena": arena})
+            kernels.launch(name, self.blocks * self.teams, THREADS, given, shared=staged + arena)
 
 
 def _factors(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -322,7 +301,7 @@ def _both(n: int, d: int, kind: str, pool: Pool, kernels: cuda.Kernels) -> tuple
         "start": torch.tensor([0, n], dtype=torch.int64, device=device),
         "kind": KINDS[kind],
     }
-    arguments = cuda.pack(FIELDS, values, device)
-    kernels.launch(f"quanta_{how}", 1, THREADS, arguments.data_ptr(), q.data_ptr(), n, shared=TILES[how][0])
+    given = cuda.pack(FIELDS, values)
+    kernels.launch(f"quanta_{how}", 1, THREADS, given, q.data_ptr(), n, shared=TILES[how][0])
     form = similarity.Form(kind, precision=pool.products)
     return q, sweeps.block(x, rows, x, rows, form).to(torch.int32)

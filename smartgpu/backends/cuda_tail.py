@@ -18,25 +18,11 @@ from smartgpu.kernels import walk
 if TYPE_CHECKING:
     from smartgpu.backends.resident import Excesses
 
-FIELDS = (
-    *(
-        "ptr",
-        "rows",
-        "q",
-        "row_ptr",
-        "cursor",
-        "pairs",
-        "level",
-        "weights",
-        "excess",
-        "before",
-        "after",
-        "n",
-        "k",
-    ),
-    *("low", "scale", "weight", "until", "reached", "made", "log", "exchange"),
+# Of csrc/tail.cu's Tail.
+FIELDS = tuple(
+    "ptr rows q row_ptr cursor pairs level weights excess before after n k low scale weight until reached made log "
+    "exchange".split()
 )
-EXCHANGE = 2 * 1024 * 16 + 16  # bytes of csrc/team.cuh's Exchange
 THREADS = 1024
 # Picks of one launch, about 30 ms at most: reports and checkpoints do not wait longer, and no list is walked that could
 # have been compacted since picks were half as many.
@@ -57,7 +43,7 @@ class Tail:
         ptr, rows, q = pairs
         r = len(loop.level)
         self.cursor = self._zeros(r)
-        self.made, self.exchange = self._zeros(2), self._zeros(EXCHANGE // 8)
+        self.made, self.exchange = self._zeros(2), self._zeros(cuda.EXCHANGE // 8)
         self.log = torch.zeros((MOST, 2), dtype=torch.float64, device=self.device)
         self.reached = torch.zeros(1, dtype=torch.float64, device=self.device)
         self.values = dict.fromkeys(FIELDS) | {
@@ -93,8 +79,7 @@ class Tail:
         return torch.zeros(count, dtype=torch.int64, device=self.device)
 
     def _launch(self, name: str) -> None:
-        arguments = cuda.pack(FIELDS, self.values, self.device)
-        self.kernels.launch(name, self.kernels.multiprocessors, THREADS, arguments.data_ptr())
+        self.kernels.launch(name, self.kernels.multiprocessors, THREADS, cuda.pack(FIELDS, self.values))
 
     def advance(self) -> tuple[Found, bool]:
         """The loop's next picks, and whether it is done. The levels rise, and what the loop's own steps go on from is
@@ -124,7 +109,7 @@ def open_tail(loop: Excesses, survivors: Any) -> Tail | None:
     pairs, r, n = len(survivors), backend.r, backend.n
     if (pairs / r) * (pairs / n) > MOST_WALKED:
         return None
-    needed = 8 * pairs + 24 * r + 16 * n + 24 * MOST + EXCHANGE
+    needed = 8 * pairs + 24 * r + 16 * n + 24 * MOST + cuda.EXCHANGE
     if backend.held() + 8 * pairs + needed > backend.memory:
         return None
     kernels = cuda.kernels(loop.device)

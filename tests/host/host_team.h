@@ -20,6 +20,7 @@ struct Scratch {
     pthread_barrier_t* block;
     pthread_barrier_t* team;
     int threads, rank, ranks;
+    long long said;
 };
 
 inline thread_local int host_thread = 0;  // this thread's number in its block: threadIdx.x
@@ -44,6 +45,15 @@ struct Team {
     int warp_total() const { return warps * ranks; }
     void sync_block() { pthread_barrier_wait(scratch->block); }
     void sync() { pthread_barrier_wait(scratch->team); }
+
+    long long tell(long long value) {
+        long long& said = SPAN == BLOCK ? scratch->said : exchange->said;
+        if (leader()) said = value;
+        sync();
+        value = said;
+        sync();
+        return value;
+    }
 
     Best best_of_block(Best mine, bool low) {
         scratch->best[thread] = mine;
@@ -80,7 +90,7 @@ inline void run_team(int ranks, int threads, const std::function<void(Scratch*)>
     std::vector<std::thread> all;
     for (int r = 0; r < ranks; ++r) {
         pthread_barrier_init(&blocks[r], nullptr, threads);
-        scratch[r] = {std::vector<Best>(threads, nobody()), &blocks[r], &team, threads, r, ranks};
+        scratch[r] = {std::vector<Best>(threads, nobody()), &blocks[r], &team, threads, r, ranks, 0};
     }
     for (int r = 0; r < ranks; ++r)
         for (int t = 0; t < threads; ++t)
