@@ -29,7 +29,10 @@ class Labels:
 
     def rows(self) -> list[np.ndarray]:
         """The rows of each label, ascending, int64."""
-        order = np.argsort(self.codes, kind="stable")
+        codes = self.codes
+        if len(self.names) <= 1 << 16:
+            codes = codes.astype(np.uint16)  # numpy sorts these by radix, ten times faster
+        order = np.argsort(codes, kind="stable")
         return np.split(order, np.cumsum(self.sizes())[:-1])
 
     def take(self, rows: np.ndarray) -> Labels:
@@ -78,10 +81,33 @@ def _number(value: Any, name: str) -> tuple[list, set[type], np.ndarray]:
             {type(v) for v in found},
             pc.index_in(value, value_set=distinct).to_numpy().astype(np.int64),
         )
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu" and len(value):
+        found, codes = _number_integers(value)
+        return found, {int}, codes
     values = _to_list(value, name)
     places: dict[Any, int] = {}
     codes = np.fromiter((places.setdefault(v, len(places)) for v in values), np.int64, len(values))
     return list(places), {type(v) for v in values}, codes  # 1, 1.0 and True are one key, and three types
+
+
+def _number_integers(values: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """(by first appearance, the place of each among them). Through a table of all between the least and the largest,
+    where that is not much longer than the rows; O(n) then."""
+    low, high = int(values.min()), int(values.max())
+    if high - low > 4 * len(values) + 1024 or high >= 1 << 63:
+        distinct, first, codes = np.unique(values, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        return distinct[order].tolist(), np.argsort(order)[codes.reshape(-1)]
+    at = values.astype(np.int64) - low
+    first = np.full(high - low + 1, len(values))
+    first[at[::-1]] = np.arange(len(values))[
+        ::-1
+    ]  # of several rows the last one that is written stays: the first
+    there = np.flatnonzero(first < len(values))
+    there = there[np.argsort(first[there])]
+    place = np.empty(len(first), np.int64)
+    place[there] = np.arange(len(there))
+    return (there + low).tolist(), place[at]
 
 
 def _to_list(value: Any, name: str) -> Sequence:

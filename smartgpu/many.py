@@ -131,7 +131,8 @@ def _per_group(values: Any, labels: Labels, read: Callable[[Any, int, str], Any]
     lacking = [name for name in labels.names if name not in values]
     if lacking:
         wrong.append(f"no {noun} for {listed(lacking)}")
-    beyond = [name for name in values if name not in set(labels.names)]
+    known = set(labels.names)
+    beyond = [name for name in values if name not in known]
     if beyond:
         wrong.append(f"{noun}s for {listed(beyond)}, which no row has")
     out = []
@@ -254,7 +255,7 @@ def select_groups(
                 deliver(g, got)
 
     def deliver(g: Any, got: Selection) -> None:
-        finish(g, dataclasses.replace(todo[g].in_pool(got, job.n), options=described))
+        finish(g, todo[g].in_pool(got, job.n, options=described))
         tick()
 
     beside = {g for g in order if _fits(job, todo[g], share)}

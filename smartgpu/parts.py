@@ -96,12 +96,12 @@ class Part:
 
         return select_checked(sized, self.count, options, share, **({} if self.plain else self.limits))
 
-    def in_pool(self, got: Selection, n: int) -> Selection:
-        """The same selection in rows of the pool of n."""
+    def in_pool(self, got: Selection, n: int, **more: Any) -> Selection:
+        """The same selection in rows of the pool of n, with more of its fields changed."""
         limits = got.limits
         if limits and "include" in limits:
             limits = {**limits, "include": self.rows[limits["include"]].tolist()}
-        return dataclasses.replace(got, indices=self.rows[got.indices], n=n, limits=limits)
+        return dataclasses.replace(got, indices=self.rows[got.indices], n=n, limits=limits, **more)
 
 
 class Cutter:
@@ -136,8 +136,8 @@ class Cutter:
         """What is asked of group g; without a count all rows that are left."""
         rows, sets = self.groups[g], self.sets[g]
         cost = None if money is None else self.cost[rows]
-        part = Part(rows, 0, sets, money, cost, barred=self.barred[g], share_of=count, **more)
-        return dataclasses.replace(part, count=part.room if count is None else count)
+        number = len(rows) - len(sets.given) - len(sets.exclude) if count is None else count
+        return Part(rows, number, sets, money, cost, barred=self.barred[g], share_of=count, **more)
 
 
 def check_quotas(quotas: Quotas, n: int) -> Labels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from smartgpu.backends import QUANTUM, resolve
+from smartgpu.backends.gpu import DeviceMemoryError
 from smartgpu.job import Job
 from smartgpu.objectives import FacilityLocation, GraphCut, LogDet, Modular, Objective
 from smartgpu.objectives.facility_location import whole_weights
@@ -68,64 +68,79 @@ def together(job: Job, todo: Mapping[Any, Part]) -> dict[Any, Selection]:
     Facility location is that of select() on the group bit for bit. Gains of graph cut and log-determinant are float64
     sums in another order: they differ by about 1e-13 of what is summed, and picks where two candidates are as close.
     """
-    options = job.options
-    plain = resolve(options.backend) == "triton" and options.maximizer == "lazy" and options.polish is None
-    plain = plain and job.outside is None
-    by_rows = isinstance(
-        job.kind, (Cosine, CosineShifted, CosineSquared)
-    )  # no scale and no mean of the group's own
-    if not (plain and by_rows) or isinstance(job.x, Matrix):
+    groups = _groups(job, todo)
+    if len(groups) < LEAST:
         return {}
-    parts = {g: part for g, part in todo.items() if part.plain}
-    specs = {g: job.objective.take(p.rows).sized(len(p.rows), p.size or p.count) for g, p in parts.items()}
-    forms = {g: Form.of(spec) for g, spec in specs.items()}
-    forms = {g: form for g, form in forms.items() if form is not None}
-    if len(forms) < LEAST:
-        return {}
-    from smartgpu.backends import cuda, device
+    from smartgpu.backends import cuda, cuda_batch, device
 
     kernels = cuda.kernels(device.open_device(*job.sets))
     if kernels is None:
         return {}
-    import torch
-
+    most = cuda_batch.MOST[kernels.clusters][1]
+    groups = {g: group for g, group in groups.items() if len(group.rows) <= most}
+    if len(groups) < LEAST:
+        return {}
     try:
-        return _select(job, {g: (todo[g], specs[g], forms[g]) for g in forms}, kernels)
-    except torch.OutOfMemoryError:
-        log.warning(
-            "the GPU has no memory for a launch of %d groups: they are selected from one by one", len(forms)
-        )
+        return _select(job, groups, kernels)
+    except DeviceMemoryError:
+        text = "the GPU has no memory for a launch of %d groups: they are selected from one by one"
+        log.warning(text, len(groups))
         return {}
 
 
-def _select(job: Job, groups: dict[Any, tuple[Part, Objective, Form]], kernels: Any) -> dict[Any, Selection]:
+@dataclass(frozen=True)
+class Group:
+    """Rows of the pool, how many to choose, and the objective as it is bound and as a kernel knows it."""
+
+    rows: np.ndarray
+    count: int
+    spec: Objective
+    form: Form
+
+
+def _groups(job: Job, todo: Mapping[Any, Part]) -> dict[Any, Group]:
+    """Those that ask for nothing that a kernel does not know."""
+    options = job.options
+    plain = resolve(options.backend) == "triton" and options.maximizer == "lazy" and options.polish is None
+    # no scale and no mean of the group's own
+    by_rows = isinstance(job.kind, (Cosine, CosineShifted, CosineSquared)) and not isinstance(job.x, Matrix)
+    out: dict[Any, Group] = {}
+    for g, part in todo.items() if plain and by_rows and job.outside is None else ():
+        if part.plain:
+            spec = job.objective.take(part.rows).sized(len(part.rows), part.size or part.count)
+            form = Form.of(spec)
+            if form is not None:
+                out[g] = Group(part.rows, part.count, spec, form)
+    return out
+
+
+def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selection]:
     from smartgpu.backends import cuda, cuda_batch, device
 
-    start = time.perf_counter()
-    at, keys = kernels.device, list(groups)
+    start, at, d = time.perf_counter(), kernels.device, device.padded(job.x.shape[1])
     memory = job.options.memory or device.share(at)
-    rows = [groups[g][0].rows for g in keys]
-    x, d = job.x, device.padded(job.x.shape[1])
+    rows, x = [group.rows for group in groups.values()], job.x
     total = sum(len(each) for each in rows)
+    dtype = device.layout(job.kind, [x], job.options.precision)[0]
+    held = dtype.itemsize * d * len(x) + 32 * total
     if 2 * total < len(x):  # the rest of the pool need not be there
-        x, ends = x[np.concatenate(rows)], np.cumsum([0, *map(len, rows)])
-        rows = [np.arange(i, j) for i, j in itertools.pairwise(ends)]
-    room = memory - 4 * len(x) * d - 32 * total
-    if room <= 0:
-        _too_large(job, len(keys), memory, 2 * (memory - room))
+        held = (dtype.itemsize * d + 32 + (0 if isinstance(x, np.ndarray) else x[:1].nbytes)) * total
+    if held >= memory:
+        _too_large(job, len(groups), memory, 2 * held)
         return {}
     with job.failures(None):
+        if 2 * total < len(x):
+            x, ends = x[np.concatenate(rows)], np.cumsum([0, *map(len, rows)])
+            rows = [np.arange(i, j) for i, j in itertools.pairwise(ends)]
         pool = device.prepare(job.kind, x, precision=job.options.precision)
         how = cuda_batch.arithmetic(pool)
         if how is None:
             return {}
-        problems = _problems(job, rows, [groups[g] for g in keys])
-        plan, left = cuda_batch.make_plan(problems, job.kind.name, how, d, kernels, room)
-        most = cuda_batch.MOST[kernels.clusters][1]
-        short = [p for p in left if len(rows[p]) <= most]
-        if short:
-            needs = max(cuda_batch.needs(problems, job.kind.name, d)[short])
-            _too_large(job, len(short), memory, memory - room + 2 * int(needs) + cuda.EXCHANGE * 2)
+        problems = _problems(job, rows, list(groups.values()))
+        plan, left = cuda_batch.make_plan(problems, job.kind.name, how, d, kernels, memory - held)
+        if left:
+            needs = int(max(cuda_batch.needs(problems, job.kind.name, d)[left]))
+            _too_large(job, len(left), memory, held + 2 * (needs + cuda.EXCHANGE))
         if not (plan.blocks or plan.clusters):
             return {}
         made: list[Any] = []
@@ -140,30 +155,28 @@ def _select(job: Job, groups: dict[Any, tuple[Part, Objective, Form]], kernels: 
     done = [*plan.clusters, *plan.blocks]
     phases = {"prepare": ready - start, "select": time.perf_counter() - ready}
     seconds = {name: spent / len(done) for name, spent in phases.items()}
-    out = {}
-    for p in done:
-        _, spec, form = groups[keys[p]]
-        n, (indices, gains) = len(rows[p]), made[p]
-        dense = type(form.core) is FacilityLocation or isinstance(job.kind, CosineSquared)
-        out[keys[p]] = Selection(
-            indices=indices,
-            gains=gains,
-            value=float(gains.sum()),
-            base_value=0.0,
-            evaluations=n,
-            sweeps=(n + 1) / (2 * n) if dense else 0.0,
-            backend="triton",
-            dtype=pool.dtype,
-            seconds=seconds,
-            **dataclasses.replace(job, objective=spec).described(),
-        )
-    return out
+    keys, said = list(groups), {**job.described(), "dtype": pool.dtype, "seconds": seconds}
+    return {keys[p]: _selection(groups[keys[p]], *made[p], said) for p in done}
 
 
-def _problems(job: Job, rows: list[np.ndarray], groups: list[tuple[Part, Objective, Form]]) -> Any:
+def _selection(group: Group, indices: np.ndarray, gains: np.ndarray, said: dict[str, Any]) -> Selection:
+    """said: what all groups say alike."""
+    n, core = len(group.rows), group.form.core
+    dense = type(core) is FacilityLocation or said["similarity"]["name"] == CosineSquared.name
+    own = {
+        "objective": group.spec.describe(),
+        "value": float(gains.sum()),
+        "base_value": 0.0,
+        "evaluations": n,
+        "sweeps": (n + 1) / (2 * n) if dense and type(core) is not LogDet else 0.0,
+    }
+    return Selection(indices, gains, **{**said, **own, "backend": "triton"})
+
+
+def _problems(job: Job, rows: list[np.ndarray], groups: list[Group]) -> Any:
     from smartgpu.backends.cuda_batch import Problems
 
-    forms = [form for _, _, form in groups]
+    forms = [group.form for group in groups]
     first = forms[0]
     weights = scale = None
     if getattr(first.core, "weights", None) is not None:
@@ -176,7 +189,7 @@ def _problems(job: Job, rows: list[np.ndarray], groups: list[tuple[Part, Objecti
 
     return Problems(
         rows,
-        [part.count for part, _, _ in groups],
+        [group.count for group in groups],
         first.core.name,
         lam=getattr(first.core, "lam", 0.0),
         weights=weights,

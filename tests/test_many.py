@@ -160,6 +160,16 @@ def test_inputs(kind, rng, tmp_path):
     assert all(np.array_equal(found[g].indices, expected[g].indices) for g in expected)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int64", "uint8", "uint64"])
+@pytest.mark.parametrize(("low", "high"), [(0, 50), (-100, 100), (-(2**62), 2**62), (2**63, 2**64 - 1)])
+def test_labels_that_are_integers(dtype, low, high, rng):
+    """Numbered through a table or by a sort, as a list of them is."""
+    values = rng.integers(low, high, 500, np.uint64 if low > 0 else np.int64).astype(dtype)
+    got, want = as_labels(values, 500, "groups"), as_labels(values.tolist(), 500, "groups")
+    assert got.names == want.names and all(type(name) is int for name in got.names)
+    np.testing.assert_array_equal(got.codes, want.codes)
+
+
 def test_labels_from_anywhere(rng):
     pa = pytest.importorskip("pyarrow")
     values = ["b", "a", "b", "c", "a", "c", "c"]
