@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench.cases import ALPACA_ROWS, DEVICE_CASES, FL, FL50, GC, LD, TRITON, Case
+from bench.cases import ALPACA_ROWS, APART, DEVICE_CASES, FEWER, FL, FL50, GC, LAUNCH, LD, MORE, TRITON, Case
 
 Row = dict[str, Any]
 Rows = dict[tuple[str, str], Row]  # by (case, provider)
@@ -178,10 +178,25 @@ def _device_musts() -> tuple[Must, ...]:
         if case is FL50 or (case.must is not None and not case.tasks):
             waits = own(*_of(case, "syncs_per_pick"))
             out.append(Must(f"{title(case)}: host synchronisations a pick", waits, "<", SYNCS, at))
+    text = "survivors' tail, 1,000,000 rows, picks 10,001 to 60,000: us a pick"
+    out.append(Must(text, tail_pick, "<=", 8, (MORE.name, TRITON)))
+    text = f"{title(LAUNCH)}: times faster than one by one"
+    out.append(Must(text, _together, ">=", 10, (LAUNCH.name, APART)))
     for other, limit in (("torch-naive", 100), ("torch-incremental", 2)):
         text = f"{title(FL50)}: times faster than {other}"
         out.append(Must(text, times_faster(FL50.name, other), ">=", limit, (FL50.name, other)))
     return tuple(out)
+
+
+def tail_pick(rows: Rows) -> float | None:
+    """Microseconds of a pick by the survivors' tail: of those that the longer of two selections makes beyond the other,
+    compaction and the host's looks included."""
+    long, short = (measured(rows, case.name, TRITON) for case in (MORE, FEWER))
+    return None if long is None or short is None else 1e3 * (long - short) / (MORE.k - FEWER.k)
+
+
+def _together(rows: Rows) -> float | None:
+    return ratio(measured(rows, LAUNCH.name, APART), measured(rows, LAUNCH.name, TRITON))
 
 
 def _of(case: Case, key: str) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.cases import FL, FLQ, GC, LD, Case, quality, task_budgets, task_labels, task_sizes
+from bench.cases import APART, FL, FLQ, GC, LD, Case, quality, task_budgets, task_labels, task_sizes
 
 PRODUCT_ROWS = 256  # of one block of the yardstick: 256 x n float32 is 53 MB at n = 52,002
 SYRK_ROWS = 40_000
@@ -44,6 +44,7 @@ class Provider:
     halves     it rounds unit rows to float16, and is gated on these
     picks      it is timed on so many picks at most and scaled, since all its picks take the same time; notes then have
                "setup_seconds", which are not scaled
+    expect     seconds that a run is given, whatever the case says
     peer       another package (True) or the code that a user would write (False)
     """
 
@@ -58,6 +59,7 @@ class Provider:
     named: bool = False
     halves: bool = False
     picks: int | None = None
+    expect: float | None = None
 
 
 def specification(case: Case, rows: int):
@@ -100,6 +102,18 @@ def _smartgpu(**options: Any):
         return select
 
     return make
+
+
+def _apart():
+    """Tasks one after the other, by Triton alone."""
+    select = _smartgpu(backend="triton")()
+    from smartgpu.backends import cuda, device
+
+    def alone(x: Any, case: Case, k: int) -> Picks:
+        with cuda.without(device.open_device(x)):
+            return select(x, case, k)
+
+    return alone
 
 
 def _phases(parts: list) -> list[str]:
@@ -388,6 +402,7 @@ PROVIDERS: dict[str, Provider] = {
     "smartgpu-triton": Provider(
         _smartgpu(backend="triton"), (FL, GC, LD, FLQ), "smartgpu", ours=True, named=True, halves=True
     ),
+    APART: Provider(_apart, (FL,), "smartgpu", ours=True, named=True, halves=True, expect=30.0),
     "torch-naive": Provider(obvious_torch(None), (FL,), "torch", named=True, picks=100),
     "torch-incremental": Provider(_incremental_torch, (FL,), "torch", named=True),
     "torch-blocked": Provider(_blocked_torch, (FL,), "torch", named=True, picks=20),

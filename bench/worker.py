@@ -147,6 +147,9 @@ class DeviceTask(Task):
             # tasks are of any remainder, of which Triton knows two kinds
             for more in sorted({shape, SHAPE_ROWS} if self.case.tasks else {shape}):
                 self.select(self.x[:more], case, min(SHAPE_PICKS, self.picks))
+            if self.case.tasks:  # and what takes many of them at once
+                some = dataclasses.replace(self.case, n=shape, k=SHAPE_PICKS, tasks=8, largest=shape // 2)
+                self.select(self.x[:shape], some, some.k)
         device.release()
         warm = {"warm_rows": rows if device.REHEARSAL else shape, "warm_seconds": time.perf_counter() - start}
         return {"ready": True, "rows": rows, "data": self.source, **warm, **self.save("warm", self.warmed)}

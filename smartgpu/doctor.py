@@ -396,8 +396,8 @@ def launching() -> dict[str, Any]:
     got = smartgpu.select_many(x, labels, 20, backend="triton")
     if cuda.kernels(at) is None or said.lines:
         return {"error": said.lines[0] if said.lines else "no kernels"}
-    cuda.give_up(at, "the second time")
-    want = smartgpu.select_many(x, labels, 20, backend="triton")
+    with cuda.without(at):
+        want = smartgpu.select_many(x, labels, 20, backend="triton")
     for label, sel in want.items():
         if not (
             np.array_equal(got[label].indices, sel.indices) and np.array_equal(got[label].gains, sel.gains)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu.backends import QUANTUM, resolve
+from smartgpu.backends import QUANTUM, find_backend, resolve
 from smartgpu.backends.gpu import DeviceMemoryError
 from smartgpu.job import Job
 from smartgpu.objectives import FacilityLocation, GraphCut, LogDet, Modular, Objective
@@ -118,6 +118,8 @@ def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selec
     from smartgpu.backends import cuda, cuda_batch, device
 
     start, at, d = time.perf_counter(), kernels.device, device.padded(job.x.shape[1])
+    compiling = find_backend("triton").compiling
+    compiled = compiling()
     memory = job.options.memory or device.share(at)
     rows, x = [group.rows for group in groups.values()], job.x
     total = sum(len(each) for each in rows)
@@ -153,8 +155,12 @@ def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selec
         if not cuda.started(at, launch) or not made:
             return {}
     done = [*plan.clusters, *plan.blocks]
-    phases = {"prepare": ready - start, "select": time.perf_counter() - ready}
-    seconds = {name: spent / len(done) for name, spent in phases.items()}
+    phases = {
+        "prepare": ready - start,
+        "select": time.perf_counter() - ready,
+        "compile": compiling() - compiled,
+    }
+    seconds = {name: spent / len(done) for name, spent in phases.items() if spent}
     keys, said = list(groups), {**job.described(), "dtype": pool.dtype, "seconds": seconds}
     return {keys[p]: _selection(groups[keys[p]], *made[p], said) for p in done}
 

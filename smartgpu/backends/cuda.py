@@ -6,12 +6,13 @@ does not work or is for another CUDA than torch, a build or a launch fails, a bi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -226,6 +227,20 @@ def give_up(device: torch.device, why: str) -> None:
     """From here on Triton does the work on this device."""
     _known[device] = None
     tell(why)
+
+
+@contextlib.contextmanager
+def without(device: torch.device) -> Iterator[None]:
+    """Inside, Triton does the work on this device: what there is to compare with."""
+    before = _known.get(device, _known)
+    _known[device] = None
+    try:
+        yield
+    finally:
+        if before is _known:
+            del _known[device]
+        else:
+            _known[device] = before
 
 
 def tell(why: str, level: int = logging.WARNING) -> None:
