@@ -3,8 +3,6 @@
 The definitions below are numpy's: exact products of 16-bit features, integers from the similarity on.
 """
 
-import heapq
-import logging
 import subprocess
 
 import hostcuda
@@ -28,12 +26,7 @@ interpreted = pytest.mark.skipif(not launch.INTERPRETED, reason="the kernels of 
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """The emulated kernels, in the place of a GPU's."""
-    fake = hostcuda.HostKernels(CPU)
-    monkeypatch.setattr(cuda, "_known", {CPU: fake})
-    monkeypatch.setattr(cuda, "_told", set())
-    monkeypatch.setattr(cuda_batch, "_agreed", {})
-    return fake
+    return hostcuda.install(monkeypatch)
 
 
 def pool_of(rng, n, d, kind, precision="auto"):
@@ -210,152 +203,6 @@ def test_fragments_lie_as_the_instruction_wants_them(precision, kernels, rng):
     assert len(torch.unique(q)) > 1000
 
 
-@interpreted
-@pytest.mark.parametrize(
-    ("objective", "kind"),
-    [
-        (lambda rng, n: smartgpu.FacilityLocation(rng.random(n)), "cosine"),
-        (lambda rng, n: smartgpu.QualityDiversity(0.3, rng.standard_normal(n)), "cosine_squared"),
-        (lambda rng, n: 0.5 * smartgpu.GraphCut(), "cosine_shifted"),
-        (lambda rng, n: smartgpu.LogDet(), "cosine"),
-    ],
-    ids=["weights", "quality", "graph_cut", "log_det"],
-)
-def test_select_many_uses_it(objective, kind, kernels, rng, monkeypatch):
-    """The same selections as one by one, and from one launch."""
-    n = 90
-    x = (rng.standard_normal((n, 16)) + 0.3).astype(np.float32)
-    x[50:60] = x[:10]
-    spec, labels = objective(rng, n), rng.integers(0, 3, n)
-    got = smartgpu.select_many(x, labels, 0.2, spec, kind, backend="triton")
-    assert kernels.launched[-1] == "batched_greedy_fp16"
-    assert sum(name.startswith("batched") for name in kernels.launched) == 1
-    monkeypatch.setattr(cuda, "_known", {CPU: None})
-    want = smartgpu.select_many(x, labels, 0.2, spec, kind, backend="triton")
-    for label, sel in want.items():
-        np.testing.assert_array_equal(got[label].indices, sel.indices)
-        np.testing.assert_allclose(got[label].gains, sel.gains, rtol=0, atol=1e-11)
-        same = ("n", "objective", "similarity", "options", "dtype", "backend", "versions")
-        assert {name: getattr(got[label], name) for name in same} == {
-            name: getattr(sel, name) for name in same
-        }
-
-
-@interpreted
-def test_triton_does_what_differs_or_cannot_start(kernels, rng, monkeypatch, caplog):
-    x, labels = rng.standard_normal((40, 16)).astype(np.float32), np.arange(40) % 2
-    want = smartgpu.select_many(x, labels, 3, backend="triton")
-    pad = kernels.lib.host_quanta
-    monkeypatch.setattr(cuda_batch, "_agreed", {})
-    monkeypatch.setattr(cuda_batch, "_both", lambda *_: (torch.zeros(1), torch.ones(1)))
-    kernels.launched.clear()
-    with caplog.at_level(logging.WARNING, "smartgpu"):
-        got = smartgpu.select_many(x, labels, 3, backend="triton")
-    assert not any(name.startswith("batched") for name in kernels.launched)
-    assert "other bits than in Triton's kernels" in caplog.text
-    assert all(np.array_equal(got[g].indices, want[g].indices) for g in want)
-
-    def broken(*_, **__):
-        raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid\nmore")
-
-    caplog.clear()
-    monkeypatch.setattr(cuda_batch, "_agreed", {(CPU, "fp16"): True})
-    monkeypatch.setattr(kernels, "launch", broken)
-    for _ in range(2):
-        got = smartgpu.select_many(x, labels, 3, backend="triton")
-    assert caplog.text.count("CUDA_ERROR_INVALID_IMAGE") == 1  # one message, and no second attempt
-    assert all(np.array_equal(got[g].gains, want[g].gains) for g in want)
-    assert pad is kernels.lib.host_quanta
-
-
-@interpreted
-def test_memory_that_does_not_fit_says_what_would(kernels, rng, caplog):
-    x = rng.standard_normal((700, 16)).astype(np.float32)
-    labels = np.repeat([0, 1, 2, 2], 175)
-    problems = cuda_batch.Problems(
-        [np.flatnonzero(labels == g) for g in range(3)], [2, 2, 2], "facility_location"
-    )
-    plan, left = cuda_batch.make_plan(problems, "cosine", "fp16", 16, kernels, 1_000_000)
-    assert sorted(plan.blocks) == [0, 1] and left == [2]
-    assert plan.bytes <= 1_000_000
-    from smartgpu.many import make_options
-    from smartgpu.together import _too_large
-
-    job = smartgpu.job.Job.check(
-        x, "facility_location", "cosine", make_options({"backend": "triton", "memory": "1MB"})
-    )
-    with caplog.at_level(logging.WARNING, "smartgpu"):
-        _too_large(job, 1, 10**6, 2_200_000)
-    assert "memory='2.20MB' would do" in caplog.text
-
-
-# ---- who does what
-
-
-def balance(sizes, counts, d, multiprocessors):
-    """The queues of a launch, simulated with predicted times.
-
-    (share of all multiprocessors' time that is work, when the last one ends, when it could at best)
-    """
-    costs = np.array(
-        [
-            cuda_batch.seconds("facility_location", "cosine", "fp16", n, k, d)
-            for n, k in zip(sizes, counts, strict=True)
-        ]
-    )
-    big, small = cuda_batch.deal(costs, counts, multiprocessors, True)
-    assert sorted(big + small) == list(range(len(sizes)))
-    teams, busy = multiprocessors // cuda_batch.CLUSTER, 0.0
-    ends = [0.0] * teams
-    for p in big:
-        spent = (costs[p] - counts[p] * cuda_batch.STEP) / cuda_batch.CLUSTER + counts[
-            p
-        ] * cuda_batch.CLUSTER_STEP
-        heapq.heappush(ends, heapq.heappop(ends) + spent)
-        busy += cuda_batch.CLUSTER * spent
-    # blocks take the multiprocessors that clusters leave, and then those that they are done with
-    free = [0.0] * (multiprocessors - teams * cuda_batch.CLUSTER) + [
-        e for e in ends for _ in range(cuda_batch.CLUSTER)
-    ]
-    heapq.heapify(free)
-    for p in small:
-        heapq.heappush(free, heapq.heappop(free) + costs[p])
-        busy += costs[p]
-    return (
-        busy / (multiprocessors * max(free)),
-        max(free),
-        max(busy / multiprocessors, max(costs[small], default=0.0)),
-    )
-
-
-def test_queues_keep_every_multiprocessor_busy(rng):
-    """Log-normal sizes from 20 to 5,000 rows."""
-    sizes = np.clip(np.exp(rng.normal(np.log(20 * 5000) / 2, np.log(5000 / 20) / 6, 1840)), 20, 5000).astype(
-        int
-    )
-    counts = np.maximum(1, sizes * 25_000 // sizes.sum())
-    share, spent, _ = balance(sizes, counts, 1024, 132)
-    assert share >= 0.9
-    assert spent < 0.1  # the bar is 0.2 s, launches and transfers included
-    # without clusters the largest task is longer than everybody's share
-    costs = [
-        cuda_batch.seconds("facility_location", "cosine", "fp16", n, k, 1024)
-        for n, k in zip(sizes, counts, strict=True)
-    ]
-    assert max(costs) > sum(costs) / 132
-
-
-def test_queues_on_the_pool_of_tasks(data_dir):
-    pq = pytest.importorskip("pyarrow.parquet")
-    tasks = pq.read_table(data_dir / "tasks" / "tasks.parquet", columns=["task"])["task"].combine_chunks()
-    sizes = np.array([each["counts"] for each in tasks.value_counts().to_pylist()])
-    counts = np.maximum(1, sizes // 10)
-    assert balance(sizes, counts, 384, 16)[0] >= 0.9
-    # 132 multiprocessors wait for the picks of the largest task, which follow each other
-    _, spent, best = balance(sizes, counts, 384, 132)
-    assert best / spent >= 0.9
-
-
 # ---- threads
 
 
@@ -374,10 +221,19 @@ def test_no_access_is_unordered(tmp_path):
 
 
 @pytest.fixture
-def real():
+def real(monkeypatch):
+    """The kernels of the GPU, which keep the names of those that were started in `launched`."""
+    found = cuda.find()
+    if not found.usable:
+        pytest.skip(f"no CUDA kernels: {found.missing}")
     kernels = cuda.kernels(device.open_device())
-    if kernels is None:
-        pytest.skip(f"no CUDA kernels: {cuda.find().missing or 'see the log'}")
+    assert kernels is not None, "they cannot be used here: the log says why"
+    kernels.launched, start = [], kernels.launch
+    monkeypatch.setattr(
+        kernels,
+        "launch",
+        lambda name, *more, **how: kernels.launched.append(name) or start(name, *more, **how),
+    )
     return kernels
 
 
@@ -385,7 +241,7 @@ def real():
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "tf32x3"])
 def test_a_pair_has_tritons_bits(precision, real, rng):
     pool, _ = pool_of(rng, 64, 64, "cosine", precision)
-    for n, d in ((201, 1024), (300, 384), (40, 4096)):
+    for n, d in ((201, 1024), (300, 384), (40, 4096), (129, 16)):
         q, triton = cuda_batch._both(n, d, "cosine", pool, real)
         assert torch.equal(q, triton)
 
@@ -393,7 +249,7 @@ def test_a_pair_has_tritons_bits(precision, real, rng):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", list(cuda_batch.KINDS))
 @pytest.mark.parametrize("name", ["facility_location", "weights", "quality", "graph_cut", "log_det"])
-def test_groups_are_those_of_one_by_one(name, kind, real, rng, monkeypatch):
+def test_groups_are_those_of_one_by_one(name, kind, real, rng):
     sizes = [3000, 900, 130, 128, 127, 20, 1, *rng.integers(20, 600, 300)]
     n = sum(sizes)
     x = (rng.standard_normal((n, 96)) + 0.3).astype(np.float32)
@@ -407,12 +263,28 @@ def test_groups_are_those_of_one_by_one(name, kind, real, rng, monkeypatch):
         "log_det": smartgpu.LogDet(),
     }[name]
     got = smartgpu.select_many(x, labels, 0.05, spec, kind, backend="triton")
-    monkeypatch.setattr(cuda, "_known", {real.device: None})
+    assert "batched_greedy_fp16" in real.launched
     some = labels < 12
-    taken = spec.take(np.flatnonzero(some))
-    want = smartgpu.select_many(x[some], labels[some], 0.05, taken, kind, backend="triton")
+    with cuda.without(real.device):
+        taken = spec.take(np.flatnonzero(some))
+        want = smartgpu.select_many(x[some], labels[some], 0.05, taken, kind, backend="triton")
     for label, sel in want.items():
         np.testing.assert_allclose(got[label].gains, sel.gains, rtol=0, atol=1e-9)
         if "graph" not in name and "log" not in name:
             np.testing.assert_array_equal(got[label].indices, sel.indices)
             np.testing.assert_array_equal(got[label].gains, sel.gains)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", cuda_batch.OBJECTIVES)
+def test_clusters_pick_what_blocks_pick(objective, real, rng):
+    """To the bit: sums have one order in both."""
+    if not real.clusters:
+        pytest.skip("this GPU has no clusters")
+    pool, _ = pool_of(rng, 3000, 96, "cosine")
+    rows = [np.sort(rng.permutation(3000)[:m]) for m in (3000, 2049, 700, 129, 128, 8, 1)]
+    problems = cuda_batch.Problems(rows, [min(len(r), 60) for r in rows], objective, lam=0.4)
+    alone, together = run(pool, problems, real, False), run(pool, problems, real, True)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])

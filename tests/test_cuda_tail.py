@@ -18,9 +18,7 @@ interpreted = pytest.mark.skipif(not launch.INTERPRETED, reason="the kernels of 
 
 @pytest.fixture
 def kernels(monkeypatch):
-    fake = hostcuda.HostKernels(CPU)
-    monkeypatch.setattr(cuda, "_known", {CPU: fake})
-    monkeypatch.setattr(cuda, "_told", set())
+    fake = hostcuda.install(monkeypatch)
     monkeypatch.setattr(cuda_tail, "LEAST", 7)  # several launches
     return fake
 
@@ -57,8 +55,8 @@ def test_same_picks_as_by_steps(name, how, kernels, rng, monkeypatch):
     k = None if name == "until" else 24
     got = smartgpu.select(x, k, spec, kind, backend="triton", **how)
     assert kernels.launched.count("sparse_tail") >= (1 if name == "until" else 2)
-    monkeypatch.setattr(cuda, "_known", {CPU: None})
-    want = smartgpu.select(x, k, spec, kind, backend="triton", **how)
+    with cuda.without(CPU):
+        want = smartgpu.select(x, k, spec, kind, backend="triton", **how)
     np.testing.assert_array_equal(got.indices, want.indices)
     np.testing.assert_array_equal(got.gains, want.gains)
     assert got.value == want.value
@@ -95,10 +93,11 @@ def test_goals_that_it_does_not_know_go_by_steps(kernels, rng, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_tail_on_a_gpu(rng, monkeypatch):
+def test_tail_on_a_gpu(rng):
+    if not cuda.find().usable:
+        pytest.skip(f"no CUDA kernels: {cuda.find().missing}")
     at = device.open_device()
-    if cuda.kernels(at) is None:
-        pytest.skip(f"no CUDA kernels: {cuda.find().missing or 'see the log'}")
+    assert cuda.kernels(at) is not None, "they cannot be used here: the log says why"
     n = 20_000
     x = rng.standard_normal((n, 64)).astype(np.float32) + 0.2
     x[1000:1500] = x[:500]
@@ -106,9 +105,8 @@ def test_tail_on_a_gpu(rng, monkeypatch):
         before = resident.looks
         got = smartgpu.select(x, 4000, spec, backend="triton")
         waits = resident.looks - before
-        with monkeypatch.context() as without:
-            without.setattr(cuda, "_known", {at: None})
+        with cuda.without(at):
             want = smartgpu.select(x, 4000, spec, backend="triton")
         np.testing.assert_array_equal(got.indices, want.indices)
         np.testing.assert_array_equal(got.gains, want.gains)
-        assert waits < 40
+        assert waits < 40 and cuda.kernels(at) is not None
