@@ -364,7 +364,7 @@ def rank(
 
 
 def release(state: Any) -> None:
-    """Give the memory back that greedy's survivors take."""
+    """Give the memory back that greedy's survivors take, but for those that a search starts from."""
     cover = terms(state)[0]
     if cover is not None:
         cover.sparse = None

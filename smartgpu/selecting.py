@@ -24,7 +24,7 @@ from smartgpu.constraints.exchange import Exchange
 from smartgpu.job import Budget, Job
 from smartgpu.maximize import Picker, take_turns
 from smartgpu.near import Barred, RowSets, bar
-from smartgpu.objectives import Ground, State
+from smartgpu.objectives import Ground, State, swaps
 from smartgpu.options import EXACT, Options
 from smartgpu.planning import make_plan
 from smartgpu.ranks import Ranks
@@ -286,8 +286,8 @@ class Call:
         by_group = None if tree is None else replace(self, money=None, cost=None).constraint
         most = polish.most_of(self.count, open_, self.money, self.cost, by_group)
         with job.failures(self.memory), one_thread():
-            for state in states:
-                polish.release(state)
+            del states[1:]
+            polish.release(states[0])
             low = polish.floor(states[0], self.given)
             found = polish.improve(states[0], low, limits, best.reached, options.polish, most)
             again = polish.rank(states[0], low, found.rows, self.include, best.start, options.tie_break)
@@ -309,6 +309,8 @@ class Call:
                 kept = None
             with job.failures(self.memory, fresh=self.ground is None):
                 first = job.objective.bind(ground)
+                if options.polish is not None:
+                    swaps.keep_survivors(first)
                 if len(self.given):
                     first.add(self.given)
                 base = first.value() if len(self.given) or job.outside is not None else 0.0

@@ -62,6 +62,8 @@ class Backend(Protocol):
         bool  # features are not on the host: log-determinants ask for products with them (Wide.span, factor)
     )
 
+    keeps_survivors: bool  # a search for swaps starts from those of greedy
+
     @staticmethod
     def compiling() -> float: ...  # seconds that this process has spent on compiling, so far
 

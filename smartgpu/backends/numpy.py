@@ -43,6 +43,7 @@ class Kept:
 class NumpyBackend:
     name = "numpy"
     remote = rounded = False
+    keeps_survivors = True
 
     @staticmethod
     def compiling() -> float:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smartgpu.backends.numpy import NumpyBackend
 
 NONE = -(1 << 62)  # below every key of a similarity and a slot
+MOST_AGAIN = 0.3  # of the rows: with more to compute anew, all are stored anew, by half a sweep
 
 
 @dataclass
@@ -56,20 +57,33 @@ class Pairs:
         self.stored: Survivors | None = None
         self.step = backend.block_size
 
-    def build(self, level: np.ndarray) -> None:
-        """Store the pairs above the level (r,), in quanta, where there is room; once."""
+    def build(self, level: np.ndarray, found: Survivors | None = None, at: np.ndarray | None = None) -> None:
+        """Store the pairs above the level (r,), in quanta, where there is room; once.
+
+        found: the pairs above the level `at` (r,), quanta, clipped at the cap. They are taken over, and what they lack
+        is computed: of greedy's survivors, stored after a few picks, that is little.
+        """
         backend = self.backend
         self.level = (level + int(BASE)).astype(np.int32)
         expected = backend.estimate_survivors(self.level)
-        if 2 * expected <= self.room:  # twice: while others are put in between
-            self.stored = survivors(backend, self.level, self.weights)
-            backend.pairs += (
-                backend.n * (backend.n + 1) // 2 if backend.source.symmetric else backend.r * backend.n
-            )
-            if self.cap is not None:
-                self.stored.clip(self.cap)
         share = max(expected / max(backend.n, 1), 1.0)
         self.step = int(np.clip((TASK >> 3) // share, 8, backend.block_size))
+        if 2 * expected > self.room:  # twice: while others are put in between
+            return
+        if found is not None:
+            self.stored = found
+            wanted, self.level = self.level, np.maximum(self.level, at + int(BASE)).astype(np.int32)
+            lower = np.flatnonzero(wanted < self.level)
+            if len(lower) <= MOST_AGAIN * backend.r:
+                self.stored.compact(self.level)
+                self.extend(lower, wanted[lower] - BASE)
+                return
+            self.stored, self.level = None, wanted
+        del found
+        self.stored = survivors(backend, self.level, self.weights)
+        backend.pairs += backend.n * (backend.n + 1) // 2 if backend.source.symmetric else backend.r * backend.n
+        if self.cap is not None:
+            self.stored.clip(self.cap)
 
     def lowest(self) -> np.ndarray:
         """(r,) the levels, quanta."""
@@ -176,9 +190,9 @@ class Pairs:
         old = self.level[rows]
         new = np.minimum(old, (level + int(BASE)).astype(np.int32))
         self.level[rows] = new
-        if self.stored is None:
+        if self.stored is None or not len(rows):
             return
-        source, found = backend.source, []
+        source = backend.source
 
         def work(j: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             panel, m, got = source.panel(j), j.stop - j.start, []

@@ -119,6 +119,35 @@ class Survivors:
         self.rows.resize(end, refcheck=False)
         self.raw.resize(end, refcheck=False)
 
+    def above(self, level: np.ndarray, room: float) -> Survivors | None:
+        """A copy of the pairs that rise above the level; None where it would take more than `room` bytes."""
+        parts, ptr = self._parts(), np.zeros_like(self.ptr)
+
+        def count(part: tuple[int, int]) -> None:
+            first, last = part
+            pairs = slice(int(self.ptr[first]), int(self.ptr[last]))
+            running = np.cumsum(self.raw[pairs] > level.take(self.rows[pairs]), dtype=np.int64)
+            ends = _at(running, self.ptr[first + 1 : last + 1] - self.ptr[first])
+            ptr[first + 1 : last + 1] = np.diff(ends, prepend=0)
+
+        self.workers.run(count, parts)
+        np.cumsum(ptr, out=ptr)
+        if ptr.nbytes + int(ptr[-1]) * (self.rows.itemsize + self.raw.itemsize) > room:
+            return None
+        rows, raw = (np.empty(int(ptr[-1]), held.dtype) for held in (self.rows, self.raw))
+
+        def fill(part: tuple[int, int]) -> None:
+            pairs, into = (slice(int(at[part[0]]), int(at[part[1]])) for at in (self.ptr, ptr))
+            alive = self.raw[pairs] > level.take(self.rows[pairs])
+            rows[into], raw[into] = self.rows[pairs][alive], self.raw[pairs][alive]
+
+        self.workers.run(fill, parts)
+        return Survivors(ptr, rows, raw, self.weights, self.workers)
+
+    @property
+    def nbytes(self) -> int:
+        return self.ptr.nbytes + self.rows.nbytes + self.raw.nbytes
+
     def _parts(self) -> list[tuple[int, int]]:
         return _split(self.ptr[1:])
 

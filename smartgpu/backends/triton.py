@@ -191,6 +191,7 @@ class Survivors:
 class TritonBackend:
     name = "triton"
     remote = True
+    keeps_survivors = False
 
     @staticmethod
     def compiling() -> float:

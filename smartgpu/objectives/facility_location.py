@@ -150,6 +150,8 @@ class FacilityLocationState:
         self._limit(spec, ground, floor, cap)
         self.like = ground.like or (self.backend.r, self.n)
         self.sparse: Any = None  # the survivors, once stored
+        self.keeps = False  # they are kept as they were stored, with their level (r,) in quanta: swaps start from them
+        self.stored: tuple[Any, np.ndarray] | None = None
         self.cheap = None
         if ground.kind.affine is not None:
             d, room = ground.x.shape[1], self.backend.memory - self.backend.held()
@@ -233,8 +235,7 @@ class FacilityLocationState:
         if self.sparse is not None:
             if self.picks >= 2 * max(self.compacted, 1):
                 self._wait()
-                self.sparse.compact(self.level)
-                self.compacted = self.picks
+                self._compact(self.level)
             return None
         if self.spent >= self.next_check:
             if self._fits():
@@ -288,7 +289,8 @@ class FacilityLocationState:
         other, backend = copy.copy(self), self.backend.within(cols)
         other.backend, other.n, other.like = backend, len(cols), (backend.r, len(cols))
         other.level = backend.level_from(low)
-        other.sparse = other.over = other.pair = None
+        other.sparse = other.over = other.pair = other.stored = None
+        other.keeps = False
         other.picks = other.compacted = 0
         other.spent, other.next_check, other.bounded, other.renewed = 0.0, START_AFTER, -1, False
         other._own_is_best = False
@@ -306,8 +308,21 @@ class FacilityLocationState:
         found = self.backend.survivors(level, self.weights, self.cap)
         for state in [self] if self.pair is None else self.pair.states:
             state.sparse, state.compacted = found, state.picks
+            if state.keeps and found is not None:
+                state.stored = found, self.backend.level_values(level)
             state.renewed = state is not self and found is not None
         return found is not None
+
+    def _compact(self, level: Any) -> None:
+        """Drop survivors that are not above the level: of a copy, where swaps are to start from what was stored."""
+        states, found = [self] if self.pair is None else self.pair.states, self.sparse
+        if self.stored is None or found is not self.stored[0]:
+            found.compact(level)
+        else:
+            room = self.backend.memory - self.backend.held() - found.nbytes
+            found = found.above(level, room) or found
+        for state in states:
+            state.sparse, state.compacted = found, state.picks
 
     def _fits(self, level: Any = None) -> bool:
         if self._all_fit():
@@ -371,9 +386,7 @@ class Shared:
         """Store the survivors, or drop those that neither needs."""
         one, level = self.states[0], self.level()
         if one.sparse is not None:
-            one.sparse.compact(level)
-            for state in self.states:
-                state.compacted = state.picks
+            one._compact(level)
         elif one._fits(level):
             one.renewed = one._build()
         for state in self.states:

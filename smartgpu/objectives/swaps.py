@@ -63,7 +63,7 @@ class Nearest:
         self.locked = np.zeros(len(chosen), bool)
         self.moved = np.zeros(r, bool)
         every = np.arange(r)
-        self.pairs.build(self._look(every, None, chosen))
+        self.pairs.build(self._look(every, None, chosen), *_taken(state))
         self._note(every)
 
     def _look(self, rows: np.ndarray, some: np.ndarray | None, chosen: np.ndarray) -> np.ndarray:
@@ -180,6 +180,19 @@ class Nearest:
         self.pairs.extend(rows, self._look(rows, rows, chosen))
         self._note(rows)
         return len(rows)
+
+
+def keep_survivors(state: Any) -> None:
+    """Have greedy keep its survivors as they were stored, where the backend's search starts from them."""
+    cover = terms(state)[0]
+    if cover is not None:
+        cover.keeps = cover.backend.keeps_survivors
+
+
+def _taken(state: FacilityLocationState) -> tuple:
+    """(greedy's survivors, the level (r,) that they are above), which the state holds no more; () without."""
+    found, state.stored = state.stored, None
+    return found or ()
 
 
 def terms(state: Any) -> tuple[Any, float, np.ndarray | None]:
