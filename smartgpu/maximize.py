@@ -110,7 +110,7 @@ class Picker:
             if not self.constraint.unmet:
                 return True
             self.constraint.only_needs()
-        return self.constraint.done or not self.constraint.open.any()
+        return self.constraint.done
 
     def may_end(self, gain: float) -> bool:
         """Whether to stop before a best gain of so much."""
@@ -167,16 +167,16 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
 def _lazy(state: State, picker: Picker, order: Order, known: Bounds) -> None:
     constraint, run = picker.constraint, picker.run
     size = first = state.reach
-    batch = None
+    batch, known.rated = None, None
     while not picker.done:
         del batch  # its columns, before others are kept
         if known.improve() and resident(state, picker, order):
             return
-        cols = order.top(constraint.rate(known.now()), min(size, state.max_batch))
+        cols = order.top(known.rates(), min(size, state.max_batch))
         better = state.screen(cols) if len(cols) > state.active else None
         if better is not None:
             known.lower(cols, better)
-            cols = order.top(constraint.rate(known.now()), state.active)
+            cols = order.top(known.rates(), state.active)
         batch = state.evaluate(cols)
         run.evaluations += len(cols)
         known.set(cols, batch.gains)
@@ -232,10 +232,11 @@ class Bounds:
         self.least = 1.0  # of what the bounds outside a batch are divided by
         self.keys = np.full(state.n, CLOSED)
         self.fresh: list[tuple[np.ndarray, np.ndarray]] = []  # (candidates, gains) without a margin yet
+        self.rated: np.ndarray | None = None  # what rates() gave, for as long as it holds
         self._reset(*state.bounds())
 
     def _reset(self, bounds: np.ndarray, fresh: bool) -> None:
-        self.fresh = []
+        self.fresh, self.rated = [], None
         every = np.arange(len(bounds))
         self.set(every, bounds)
         if not fresh:
@@ -250,6 +251,12 @@ class Bounds:
             out[cols] = gains
         return out
 
+    def rates(self) -> np.ndarray:
+        """(n,) what candidates are compared by, of the bounds; not to be kept."""
+        if self.rated is None:
+            self.rated = self.constraint.rate(self.now())
+        return self.rated
+
     def improve(self) -> bool:
         """Take the state's better bounds, where it has some."""
         better = self.state.improve()
@@ -261,10 +268,11 @@ class Bounds:
     def lower(self, cols: np.ndarray, bounds: np.ndarray) -> None:
         """Better upper bounds of cols, now. For states without slack."""
         self.keys[cols] = np.minimum(self.keys[cols], np.maximum(bounds, LOWEST))
+        self._rate(cols, self.keys[cols])
 
     def best_outside(self, cols: np.ndarray, order: Order) -> tuple[int, float]:
         """The best candidate not among cols, and its bound."""
-        bounds = self.constraint.rate(self.now())
+        bounds = self.rates()
         held = bounds[cols]
         bounds[cols] = CLOSED
         rest = order.best(bounds)
@@ -282,6 +290,7 @@ class Bounds:
         if picks:
             self._age()
             self.t += picks
+            self.rated = None
 
     def _age(self) -> None:
         if self.state.margin:
@@ -293,8 +302,13 @@ class Bounds:
         """Fresh gains of cols, now."""
         gains = np.where(self.constraint.open[cols], np.maximum(gains, LOWEST), CLOSED)
         self.keys[cols] = gains - self.state.slack * self.t
+        self._rate(cols, gains)
         if self.state.slack or self.state.margin:
             self.fresh.append((cols, gains))
+
+    def _rate(self, cols: np.ndarray, bounds: np.ndarray) -> None:
+        if self.rated is not None and self.rated is not self.keys:
+            self.rated[cols] = self.constraint.rate(bounds, cols)
 
 
 def stochastic(state: State, picker: Picker, order: Order, *, epsilon: float, seed: int) -> None:

@@ -77,6 +77,7 @@ class Constraint:
         self.purse, self.tree = purse, tree
         self.k = min(k, int(self.open.sum()))
         self.taken = 0
+        self.last = n - 1  # of purse.order: all that cost less are closed
         self.divisor = purse.relative if purse is not None and by_cost else None
         if tree is not None:
             tree.start(self.open, self.k, reach)
@@ -86,7 +87,12 @@ class Constraint:
 
     @property
     def done(self) -> bool:
-        return self.taken >= self.k
+        """Whether no row can be picked any more."""
+        if self.taken >= self.k:
+            return True
+        if self.plain:
+            return False  # k is no more than there are
+        return not self.open[self._cheapest()] if self.purse is not None else not self.open.any()
 
     @property
     def plain(self) -> bool:
@@ -135,13 +141,22 @@ class Constraint:
         open_, divisor = self.open, self.divisor
         if cols is not None:
             open_, divisor = open_[cols], None if divisor is None else divisor[cols]
-        return np.where(open_, gains if divisor is None else gains / divisor, -np.inf)
+        out = np.array(gains, np.float64) if divisor is None else gains / divisor
+        np.putmask(out, ~open_, -np.inf)  # a tenth of the time of np.where
+        return out
 
     def least_divisor(self) -> float:
         """The least that rate() divides by: gains that are higher by r have rates that are so by r over it at most."""
         if self.divisor is None:
             return 1.0
-        return float(np.min(self.divisor, where=self.open, initial=np.inf))
+        return float(self.divisor[self._cheapest()])
+
+    def _cheapest(self) -> int:
+        """The open row that costs least; any row where none is open."""
+        order = self.purse.order  # the dearest first
+        while self.last > 0 and not self.open[order[self.last]]:  # what is closed stays so
+            self.last -= 1
+        return int(order[self.last])
 
     def take(self, j: int) -> None:
         self.open[j] = False
