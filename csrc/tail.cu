@@ -11,6 +11,7 @@
 namespace smartgpu {
 
 constexpr int TAIL_THREADS = 1024;
+constexpr int AT_ONCE = 4;  // candidates that a thread has asked for at a time
 constexpr long long PICKED = -(1ll << 62);  // below every excess, also with all losses still to come
 
 // All that the launches need; 8 bytes each. Null pointers: not asked for.
@@ -45,7 +46,7 @@ SMARTGPU_DEVICE void over_columns(T& team, const Tail& tail, Each each) {
 // cursor[i] += the pairs of row i that still matter
 template <class T>
 SMARTGPU_DEVICE void count_by_row(T& team, const Tail& tail) {
-    over_columns(team, tail, [&](long long, int i, int) { fetch_add(&tail.cursor[i], 1ll); });
+    over_columns(team, tail, [&](long long, int i, int) { add_global(&tail.cursor[i], 1); });
 }
 
 // Writes them, from cursor[i] = row_ptr[i] on. The order of arrival is the order in a row, which is left open.
@@ -69,11 +70,20 @@ SMARTGPU_DEVICE Best best_of_own(T& team, const Tail& tail) {
     const long long share = (tail.n + team.ranks - 1) / team.ranks, first = share * team.rank;
     const long long last = first + share < tail.n ? first + share : tail.n;
     Best mine = nobody();
-    for (long long j = first + team.thread; j < last; j += team.threads) {
-        const long long excess = tail.excess[j];
-        if (excess < 0) continue;
-        const Best now = {tail_key(tail, j, excess), j};
-        if (beats(now, mine, tail.low != 0)) mine = now;
+    for (long long j = first + team.thread; j < last; j += AT_ONCE * team.threads) {
+        long long excess[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u) {
+            const long long at = j + u * team.threads;
+            excess[u] = at < last ? tail.excess[at] : -1;
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u) {
+            if (excess[u] < 0) continue;
+            const long long at = j + u * team.threads;
+            const Best now = {tail_key(tail, at, excess[u]), at};
+            if (beats(now, mine, tail.low != 0)) mine = now;
+        }
     }
     return team.best_of_block(mine, tail.low != 0);
 }
@@ -84,15 +94,16 @@ SMARTGPU_DEVICE void walk(T& team, const Tail& tail, long long pick) {
     const long long end = tail.ptr[pick + 1];
     for (long long at = tail.ptr[pick] + team.warp_index(); at < end; at += team.warp_total()) {
         const int i = tail.rows[at], high = tail.q[at];
+        // asked for before they are known to be wanted: they come together
+        const long long first = tail.row_ptr[i], last = tail.row_ptr[i + 1], w = tail.weights ? tail.weights[i] : 1;
         const int low = team.from_first_lane(tail.level[i]);  // a column holds a row once: nobody else changes it
         if (high <= low) continue;
         if (team.lane == 0) tail.level[i] = high;
-        const long long w = tail.weights ? tail.weights[i] : 1, last = tail.row_ptr[i + 1];
-        for (long long e = tail.row_ptr[i] + team.lane; e < last; e += team.lanes) {
+        for (long long e = first + team.lane; e < last; e += team.lanes) {
             const long long pair = tail.pairs[e];
             const int s = static_cast<int>(pair >> 32);
             if (s <= low) continue;
-            fetch_add(&tail.excess[pair & 0xffffffff], -w * ((s < high ? s : high) - low));
+            add_global(&tail.excess[pair & 0xffffffff], -w * ((s < high ? s : high) - low));
         }
     }
 }
@@ -111,7 +122,7 @@ SMARTGPU_DEVICE void sparse_tail(T& team, const Tail& tail) {
         reached = add(reached, best.key);
         if (team.leader()) {
             tail.log[2 * t] = static_cast<double>(best.at), tail.log[2 * t + 1] = best.key;
-            fetch_add(&tail.excess[best.at], PICKED);  // other blocks take losses from it meanwhile
+            add_global(&tail.excess[best.at], PICKED);  // other blocks take losses from it meanwhile
         }
         ++t;
         walk(team, tail, best.at);

@@ -15,7 +15,7 @@
 namespace smartgpu {
 
 // A candidate and what it is compared by; at < 0: nobody.
-struct Best {
+struct alignas(16) Best {  // one access of memory
     double key;
     long long at;
 };
@@ -32,6 +32,7 @@ enum Span : int { BLOCK, CLUSTER, GRID };
 
 constexpr int MOST_WARPS = 32;    // of a block
 constexpr int MOST_RANKS = 1024;  // blocks of a team
+constexpr int SLOTS_AT_ONCE = 5;  // of a lane: 160 blocks wait for memory once
 
 // Of a team of several blocks, in global memory, zero before the launch: what they tell each other.
 struct Exchange {
@@ -56,6 +57,11 @@ SMARTGPU_DEVICE long long fetch_add(long long* at, long long value) {
         atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value)));
 }
 
+// The same in global memory, where the sum before is not asked for and so not waited for.
+SMARTGPU_DEVICE void add_global(long long* at, long long value) {
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+
 // Of one block, in shared memory.
 struct Scratch {
     Best best[MOST_WARPS];
@@ -70,6 +76,7 @@ struct Team {
     Scratch* scratch;
     Exchange* exchange;
     int parity = 0;
+    unsigned awaited = 0;  // arrivals that the next barrier of the grid waits for
 
     SMARTGPU_DEVICE Team(Scratch* scratch_, Exchange* exchange_) : scratch(scratch_), exchange(exchange_) {
         thread = threadIdx.x, threads = blockDim.x;
@@ -111,16 +118,16 @@ struct Team {
     // Every block must be resident: a cooperative launch sees to that. The count is of one launch, whose barriers are too
     // few for it to wrap around (smartgpu/backends/cuda_tail.py: 8,192 of at most 1,024 blocks).
     SMARTGPU_DEVICE void sync_grid() {
+        awaited += ranks;
         __syncthreads();
         if (thread == 0) {
-            __threadfence();  // what this block's threads wrote, before the arrival
-            const unsigned before = atomicAdd(&exchange->arrived, 1u);
-            const unsigned target = before - before % static_cast<unsigned>(ranks) + ranks;
+            // The block's barriers before and after make this the release, and the acquire, of all its threads.
+            unsigned* at = &exchange->arrived;
             unsigned now;
+            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
             do {
-                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(&exchange->arrived) : "memory");
-            } while (now < target);
-            __threadfence();  // the others' writes, before what this block's threads read
+                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
+            } while (now < awaited);
         }
         __syncthreads();
     }
@@ -167,9 +174,14 @@ struct Team {
         sync();
         if (warp == 0) {
             found = nobody();
-            for (int r = lane; r < ranks; r += 32) {
-                const Best other = slots[r];
-                if (beats(other, found, low)) found = other;
+            for (int r = lane; r < ranks; r += 32 * SLOTS_AT_ONCE) {
+                Best other[SLOTS_AT_ONCE];
+#pragma unroll
+                for (int u = 0; u < SLOTS_AT_ONCE; ++u)
+                    other[u] = r + 32 * u < ranks ? slots[r + 32 * u] : nobody();
+#pragma unroll
+                for (int u = 0; u < SLOTS_AT_ONCE; ++u)
+                    if (beats(other[u], found, low)) found = other[u];
             }
             found = best_of_warp(found, low);
             if (lane == 0) scratch->result = found;

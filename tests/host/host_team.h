@@ -14,6 +14,8 @@ namespace smartgpu {
 template <typename T>
 inline T fetch_add(T* at, T value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
 
+inline void add_global(long long* at, long long value) { fetch_add(at, value); }
+
 // What the threads of one block share.
 struct Scratch {
     std::vector<Best> best;
