@@ -120,13 +120,16 @@ def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selec
     start, at, d = time.perf_counter(), kernels.device, device.padded(job.x.shape[1])
     compiling = find_backend("triton").compiling
     compiled = compiling()
+    dtype, products, _ = device.layout(job.kind, [job.x], job.options.precision)
+    how = cuda_batch.arithmetic(dtype, products)
     memory = job.options.memory or device.share(at)
     rows, x = [group.rows for group in groups.values()], job.x
     total = sum(len(each) for each in rows)
-    dtype = device.layout(job.kind, [x], job.options.precision)[0]
     held = dtype.itemsize * d * len(x) + 32 * total
     if 2 * total < len(x):  # the rest of the pool need not be there
         held = (dtype.itemsize * d + 32 + (0 if isinstance(x, np.ndarray) else x[:1].nbytes)) * total
+    if how is None or not _agree(job, how, kernels):
+        return {}
     if held >= memory:
         _too_large(job, len(groups), memory, 2 * held)
         return {}
@@ -135,9 +138,6 @@ def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selec
             x, ends = x[np.concatenate(rows)], np.cumsum([0, *map(len, rows)])
             rows = [np.arange(i, j) for i, j in itertools.pairwise(ends)]
         pool = device.prepare(job.kind, x, precision=job.options.precision)
-        how = cuda_batch.arithmetic(pool)
-        if how is None:
-            return {}
         problems = _problems(job, rows, list(groups.values()))
         plan, left = cuda_batch.make_plan(problems, job.kind.name, how, d, kernels, memory - held)
         if left:
@@ -146,13 +146,8 @@ def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selec
         if not (plan.blocks or plan.clusters):
             return {}
         made: list[Any] = []
-
-        def launch() -> None:
-            if cuda_batch.agrees(pool, kernels):
-                made.extend(cuda_batch.run(pool, problems, plan, kernels))
-
         ready = time.perf_counter()
-        if not cuda.started(at, launch) or not made:
+        if not cuda.started(at, lambda: made.extend(cuda_batch.run(pool, problems, plan, kernels))):
             return {}
     done = [*plan.clusters, *plan.blocks]
     phases = {
@@ -163,6 +158,17 @@ def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selec
     seconds = {name: spent / len(done) for name, spent in phases.items() if spent}
     keys, said = list(groups), {**job.described(), "dtype": pool.dtype, "seconds": seconds}
     return {keys[p]: _selection(groups[keys[p]], *made[p], said) for p in done}
+
+
+def _agree(job: Job, how: str, kernels: Any) -> bool:
+    """Whether similarities are Triton's, and kernels can be started at all."""
+    from smartgpu.backends import cuda, cuda_batch
+
+    found: list[bool] = []
+    with job.failures(None):
+        return (
+            cuda.started(kernels.device, lambda: found.append(cuda_batch.agrees(how, kernels))) and found[0]
+        )
 
 
 def _selection(group: Group, indices: np.ndarray, gains: np.ndarray, said: dict[str, Any]) -> Selection:

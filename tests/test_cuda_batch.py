@@ -104,7 +104,8 @@ def problems_of(rng, n, objective, **how):
 
 def run(pool, problems, kernels, clusters):
     """Picks of all problems by blocks, or by clusters; all of them in one launch."""
-    how, kind, d = cuda_batch.arithmetic(pool), pool.kind.name, pool.x.shape[1]
+    how = cuda_batch.arithmetic(pool.x.dtype, pool.products)
+    kind, d = pool.kind.name, pool.x.shape[1]
     needed = int(cuda_batch.needs(problems, kind, d).max())
     every = list(range(len(problems.rows)))
     plan = cuda_batch.Plan([], every, (0, 1), (0, needed))
@@ -195,10 +196,9 @@ def test_graph_cut_and_log_det(objective, kind, clusters, kernels, rng):
 
 @interpreted
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "tf32x3"])
-def test_fragments_lie_as_the_instruction_wants_them(precision, kernels, rng):
+def test_fragments_lie_as_the_instruction_wants_them(precision, kernels):
     """Quanta of csrc/'s tiles, by mma.sync's documented layout, against Triton's kernels."""
-    pool, _ = pool_of(rng, 20, 40, "cosine", precision)
-    q, triton = cuda_batch._both(201, 208, "cosine", pool, kernels)
+    q, triton = cuda_batch._both(201, 208, "cosine", precision, kernels)
     assert int((q - triton).abs().max()) <= (1 if precision == "tf32x3" else 0)
     assert len(torch.unique(q)) > 1000
 
@@ -239,10 +239,9 @@ def real(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "tf32x3"])
-def test_a_pair_has_tritons_bits(precision, real, rng):
-    pool, _ = pool_of(rng, 64, 64, "cosine", precision)
+def test_a_pair_has_tritons_bits(precision, real):
     for n, d in ((201, 1024), (300, 384), (40, 4096), (129, 16)):
-        q, triton = cuda_batch._both(n, d, "cosine", pool, real)
+        q, triton = cuda_batch._both(n, d, "cosine", precision, real)
         assert torch.equal(q, triton)
 
 

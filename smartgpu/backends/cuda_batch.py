@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from smartgpu.backends import QUANTUM, cuda
-from smartgpu.backends.device import Pool
+from smartgpu.backends.device import ARITHMETIC, Pool
 from smartgpu.kernels import linear, similarity, sweeps
 
 OBJECTIVES = ("facility_location", "graph_cut", "log_det")  # in the order of csrc/batched_greedy.cu
@@ -81,10 +81,9 @@ class Plan:
         return sum(t * (s + cuda.EXCHANGE) for t, s in zip(self.teams, self.slots, strict=True))
 
 
-def arithmetic(pool: Pool) -> str | None:
-    """Which kernel computes with these features; None for those that Triton alone computes with."""
-    name = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(pool.x.dtype, pool.products)
-    return name if name in TILES else None
+def arithmetic(dtype: torch.dtype, products: str) -> str | None:
+    """Which kernel computes with such features; None for those that Triton alone computes with."""
+    return next((how for how in TILES if ARITHMETIC[how] == (dtype, products)), None)
 
 
 def resident(how: str, kernels: cuda.Kernels) -> int:
@@ -182,7 +181,7 @@ def run(
 
     Raises RuntimeError or OSError where a kernel cannot be built or started.
     """
-    how, device = arithmetic(pool), pool.device
+    how, device = arithmetic(pool.x.dtype, pool.products), pool.device
     counts = np.zeros(len(problems.rows), np.int64)
     for p in (*plan.clusters, *plan.blocks):
         counts[p] = problems.counts[p]
@@ -266,17 +265,16 @@ def _factors(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 _agreed: dict[tuple[torch.device, str], bool] = {}
 
 
-def agrees(pool: Pool, kernels: cuda.Kernels) -> bool:
+def agrees(how: str, kernels: cuda.Kernels) -> bool:
     """Whether a pair has the same bits as in Triton's kernels: asked once for a device and an arithmetic.
 
     Both make one chain of k, but Triton may use other instructions of the tensor cores. Where they round otherwise
     (or where anything else is wrong) Triton does the work, and one message says so.
     """
-    how = arithmetic(pool)
     key = (kernels.device, how)
     if key not in _agreed:
         _agreed[key] = all(
-            torch.equal(*_both(n, d, kind, pool, kernels))
+            torch.equal(*_both(n, d, kind, how, kernels))
             for n, d, kind in ((201, 1024, "cosine"), (40, 48, "cosine_shifted"))
         )
         if not _agreed[key]:
@@ -284,11 +282,11 @@ def agrees(pool: Pool, kernels: cuda.Kernels) -> bool:
     return _agreed[key]
 
 
-def _both(n: int, d: int, kind: str, pool: Pool, kernels: cuda.Kernels) -> tuple[torch.Tensor, torch.Tensor]:
+def _both(n: int, d: int, kind: str, how: str, kernels: cuda.Kernels) -> tuple[torch.Tensor, torch.Tensor]:
     """Quanta (n, n) of random unit rows, by csrc/ and by Triton."""
-    device, how = kernels.device, arithmetic(pool)
+    device, (dtype, products) = kernels.device, ARITHMETIC[how]
     draws = np.random.default_rng(n).standard_normal((n, d))
-    x = torch.from_numpy(draws / np.linalg.norm(draws, axis=1, keepdims=True)).to(device, pool.x.dtype)
+    x = torch.from_numpy(draws / np.linalg.norm(draws, axis=1, keepdims=True)).to(device, dtype)
     if how == "tf32":
         x = similarity.round_to_tf32(x)
     q = torch.zeros((n, n), dtype=torch.int32, device=device)
@@ -303,5 +301,5 @@ def _both(n: int, d: int, kind: str, pool: Pool, kernels: cuda.Kernels) -> tuple
     }
     given = cuda.pack(FIELDS, values)
     kernels.launch(f"quanta_{how}", 1, THREADS, given, q.data_ptr(), n, shared=TILES[how][0])
-    form = similarity.Form(kind, precision=pool.products)
+    form = similarity.Form(kind, precision=products)
     return q, sweeps.block(x, rows, x, rows, form).to(torch.int32)
