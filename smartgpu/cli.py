@@ -84,7 +84,7 @@ def _add(sub: argparse.ArgumentParser, f: dataclasses.Field, command: str) -> No
         (parse for name, parse in kinds.items() if name in str(f.type) and not meta.get("commas")), str
     )
     if meta.get("bare"):
-        kind = functools.partial(number, expected=f"a number for {flags[-1]}, or none")
+        kind = functools.partial(limit, expected=f"a number for {flags[-1]}, or none")
     sub.add_argument(*flags, type=kind, metavar=f.name.upper(), **how)
 
 
@@ -98,6 +98,11 @@ def number(text: str, expected: str = "a number of rows or a share such as 0.05"
         return int(text) if re.fullmatch(r"[+-]?[0-9_]+", text) else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+
+
+def limit(text: str, expected: str) -> int | float | str:
+    """The same, or '0.01%'."""
+    return text if text.rstrip().endswith("%") else number(text, expected)
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[str, str | None, dict[str, Any]]:

@@ -311,10 +311,10 @@ class Config:
     )
     backend: str = option("auto", "what computes", on=POOLS, choices=NAMES)
     maximizer: str = option("lazy", "how the greedy picks are found", choices=MAXIMIZERS, on=RUNS)
-    polish: bool | int | float | None = option(
+    polish: bool | int | float | str | None = option(
         None,
         "exchange chosen rows for others while that improves the objective: until no swap does, or for so many swaps "
-        "(an integer) or seconds (a number with a decimal point) at most",
+        "(an integer) or seconds (a number with a decimal point) at most, or until they gain little (0.01%%)",
         on=("select", "mix"),
         bare=True,
     )
@@ -495,10 +495,10 @@ def _scalar(f: dataclasses.Field, value: Any, where: str) -> Any:
         raise ValueError(f"{where} must be one of {', '.join(choices)}, got {value!r}{hint}")
     if f.name == "memory":  # bytes, or a size like "4GB"
         return str(value)
-    if f.metadata.get("bare") and isinstance(value, bool):
-        return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind == "bool":
+    if f.metadata.get("bare"):
+        fits, expected = number or isinstance(value, bool) or str(value).endswith("%"), "true or a number"
+    elif kind == "bool":
         fits, expected = isinstance(value, bool), "true or false"
     elif "str" in kind:
         fits, expected = isinstance(value, str), "text"

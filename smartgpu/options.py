@@ -48,8 +48,9 @@ class Options:
                with the same result; a call with other data or options is refused, with what differs
     report     called with (row, gain) after every pick
     polish     exchange chosen rows for others while f rises, once greedy is done: True until no swap of one row for
-               another does, a float for so many seconds of search at most, an int for so many swaps. The result is
-               ranked greedily within itself, and says how much better any choice could be (docs/polish.md). For
+               another does, and then a little beyond; a float for so many seconds of search at most, an int for so
+               many swaps, "0.01%" until all swaps of a pass over the candidates raise f by less than that. The result
+               is ranked greedily within itself, and says how much better any choice could be (docs/polish.md). For
                facility location, its targets and their sums with quality; `report` and `checkpoint` are of greedy
     plan       print the plan of the call to stderr first: what it will allocate, and about how long it will take
     process_group  a torch.distributed.ProcessGroup, or "world" for the default one: its processes, which all make this
@@ -71,7 +72,7 @@ class Options:
     checkpoint: str | Path | None = None
     report: Callable[[int, float], None] | None = None
     plan: bool = False
-    polish: bool | int | float | None = None
+    polish: bool | int | float | str | None = None
     process_group: Any = None
     timeout: float = 600.0
 
@@ -118,17 +119,33 @@ def make_options(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
-def as_polish(value: Any) -> bool | int | float | None:
-    """True, a number of seconds (float) or of swaps (int), more than 0; None for False too."""
+def as_polish(value: Any) -> bool | int | float | str | None:
+    """True, a number of seconds (float) or of swaps (int), or a share ("0.01%"), more than 0; None for False too."""
     if value is None or isinstance(value, (bool, np.bool_)):
         return True if value else None
+    if isinstance(value, str):
+        parse_share(value)
+        return value.strip()
     if not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
-            f"polish must be True, a number of seconds (a float) or of swaps (an integer), got {value!r}"
+            "polish must be True, a number of seconds (a float) or of swaps (an integer), or a share such as "
+            f"'0.01%', got {value!r}"
         )
     if not 0 < value < np.inf:
         raise ValueError(f"polish must be more than 0 seconds or swaps, and finite, got {value}")
     return float(value) if isinstance(value, (float, np.floating)) else int(value)
+
+
+def parse_share(value: str) -> float:
+    """"0.01%" -> 1e-4, between 0 and 100 %."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*%\s*", value)
+    try:
+        share = float(match[1]) / 100 if match else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise ValueError(f"polish must be a share between 0% and 100%, such as '0.01%', got {value!r}")
+    return share
 
 
 def parse_bytes(value: int | str) -> int:

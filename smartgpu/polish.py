@@ -8,6 +8,7 @@ objectives/swaps.py's matter; here are the order of things, limits, and the boun
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from smartgpu.backends.pairs import Standing
 from smartgpu.constraints import Constraint
 from smartgpu.constraints.exchange import Exchange
 from smartgpu.maximize import Picker, maximize
+from smartgpu.options import parse_share
 from smartgpu.objectives.swaps import Nearest, looked_at, terms
 
 TOGETHER = 64  # candidates whose pairs are fetched at a time
 STEPS = 40  # towards a better bound
-SHAKES = 150  # at most where no time is said: 50, and one for every ten chosen rows
+SHAKES = 100  # at most where no time is said: 50, and one for every ten chosen rows
 TRIED = 8  # candidates of one look at those near what has moved: what they lead to is looked at next
 KICK = 6  # rows that a shake swaps in
 UNLIMITED = 1 << 62
@@ -44,17 +46,27 @@ class Polished:
 
 
 class Limit:
-    """When to stop: polish=True never before a local optimum, a float after so many seconds, an int of swaps."""
+    """When to stop: polish=True never before a local optimum, a float after so many seconds, an int of swaps, a text
+    such as "0.01%" when a pass over all candidates has raised f by less than that share of it."""
 
-    def __init__(self, polish: bool | int | float):
+    def __init__(self, polish: bool | int | float | str):
         self.swaps = polish if isinstance(polish, int) and not isinstance(polish, bool) else None
         self.end = time.perf_counter() + polish if isinstance(polish, float) else None
+        self.share = parse_share(polish) if isinstance(polish, str) else None
 
     def reached(self, swaps: int) -> bool:
         return self.late() if self.swaps is None else swaps >= self.swaps
 
     def late(self) -> bool:
         return self.end is not None and time.perf_counter() >= self.end
+
+    def little(self, rise: float, value: float) -> bool:
+        return self.share is not None and rise < self.share * abs(value)
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the search goes on from a local optimum."""
+        return self.swaps is None and self.share is None
 
 
 class Search:
@@ -71,10 +83,20 @@ class Search:
         self.near = None if cover is None else Nearest(cover, low, limits.rows)
         self.unit = 0.0 if cover is None else factor * cover.scale
         self.base = 0 if cover is None else cover.base
-        # Integers below 2^53 are exact; where scores or weights are rounded, a rise must be more than the rounding.
-        exact = scores is None and cover is not None and cover.whole is None
-        self.least = 0.0 if exact else 2.0**-40 * abs(value)
+        self.least = self._rounding(value)
         self.swaps = self.passes = self.evaluations = 0
+
+    def _rounding(self, value: float) -> float:
+        """What a rise must exceed, or swaps that change nothing would go round in circles.
+
+        Nothing where all that is added up is integers below 2^53 times a power of two; else 2^-40 of the largest sum
+        of what is added up, which rounds by 2^-50 of it at most. Scores may cancel in the value, but not in that.
+        """
+        if self.near is not None and self.scores is None and self.near.weights is None:
+            if math.frexp(self.unit)[0] == 0.5:
+                return 0.0
+        covered = 0.0 if self.near is None else self.near.value() * self.unit
+        return 2.0**-40 * (abs(value) + covered + (0.0 if self.scores is None else 2 * float(abs(self.scores).max())))
 
     def _base(self) -> np.ndarray:
         """(k,) what taking each chosen row out changes."""
@@ -124,13 +146,15 @@ class Search:
     def run(self, limit: Limit) -> bool:
         """Swap until no swap improves f (True), or the limit is reached."""
         while True:
-            candidates = self._candidates()
+            candidates, before = self._candidates(), self.value()
             if not len(candidates):
                 return True
             if limit.reached(self.swaps):
                 return False
             self._swap_in(candidates, limit)
             self._repair()
+            if limit.little(self.value() - before, before):
+                return False
 
     def _repair(self) -> int:
         """Look up what swaps have used up; returns for how many rows."""
@@ -244,7 +268,9 @@ class Search:
         out = 0.0 if self.near is None else (self.near.value() - self.base) * self.unit
         return out if self.scores is None else out + float(self.scores[self.limits.rows].sum())
 
-    def bound(self, most: Callable[[np.ndarray], tuple[float, np.ndarray]]) -> tuple[float, np.ndarray]:
+    def bound(
+        self, most: Callable[[np.ndarray], tuple[float, np.ndarray]], limit: Limit
+    ) -> tuple[float, np.ndarray]:
         """An upper bound on f of any choice within the limits: of all that `most` lets be chosen; and what each row
         adds to it by itself, (n,) float64.
 
@@ -269,7 +295,7 @@ class Search:
                 best, kept = float(found), values
             else:
                 share /= 2
-            if best - value <= CLOSE * abs(value):
+            if best - value <= CLOSE * abs(value) or limit.late():
                 break
             rows, q, _ = near.pairs.gather(chosen)
             above = rows[q > prices[rows]]
@@ -331,15 +357,15 @@ def improve(
     low: np.ndarray | None,
     limits: Exchange,
     value: float,
-    polish: bool | int | float,
+    polish: bool | int | float | str,
     most: Callable,
 ) -> Polished:
     """Exchange rows of `limits` until the limit that `polish` sets. value: f of those rows."""
     limit = Limit(polish)
     search = Search(state, low, limits, value)
     optimum = search.run(limit)
-    bound, excess = search.bound(most)
-    if search.near is not None and limit.swaps is None and optimum and len(limits.rows):
+    bound, excess = search.bound(most, limit)
+    if search.near is not None and limit.beyond and optimum and len(limits.rows):
         search.shake(limit, excess)
         optimum = search.run(limit)
     return Polished(np.sort(limits.rows), search.swaps, search.passes, search.evaluations, optimum, bound)

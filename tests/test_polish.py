@@ -395,6 +395,22 @@ def test_a_number_of_swaps_or_seconds(rng):
     assert long.polished["optimum"] and long.polished["seconds"] < 5
 
 
+def test_until_swaps_gain_little(rng):
+    x = pool(rng, 300, 12)
+    full, some, most = (run(x, 25, polish=polish) for polish in (True, "99%", "1e-7%"))
+    assert some.polished["passes"] == 1 and not some.polished["optimum"] and some.options["polish"] == "99%"
+    assert some.polished["before"] < some.value <= most.value <= full.value
+    assert most.polished["optimum"]  # no pass gained as little, until one found nothing
+
+
+@pytest.mark.parametrize("objective", [0.3 * FacilityLocation(), 1.0 * FacilityLocation() + 1e5 * Modular(np.ones(80))])
+def test_swaps_of_equals_do_not_go_round_in_circles(rng, objective):
+    """Copies of copies, whose exchange changes nothing but what floating-point sums round by."""
+    x = np.repeat(synthetic(rng, 10, 5), 8, axis=0) + np.repeat(1e-7 * rng.standard_normal((40, 5)), 2, axis=0)
+    sel = run(x, 9, objective, polish=100_000)
+    assert sel.polished["optimum"] and sel.polished["swaps"] < 50
+
+
 def test_all_rows_leave_nothing_to_swap(rng):
     x = pool(rng, 20)
     for sel in (run(x, 20), smartgpu.rank(x, backend="numpy", polish=True)):
@@ -441,7 +457,10 @@ def test_groups_are_polished_each(rng):
         ({"polish": 0}, ValueError, "polish must be more than 0"),
         ({"polish": -1.5}, ValueError, "polish must be more than 0"),
         ({"polish": float("inf")}, ValueError, "polish must be more than 0 seconds or swaps, and finite"),
-        ({"polish": "fast"}, TypeError, "polish must be True, a number of seconds"),
+        ({"polish": [1]}, TypeError, "polish must be True, a number of seconds"),
+        ({"polish": "fast"}, ValueError, "polish must be a share between 0% and 100%, such as '0.01%', got 'fast'"),
+        ({"polish": "0%"}, ValueError, "polish must be a share between 0% and 100%"),
+        ({"polish": "1.2.3%"}, ValueError, "polish must be a share between 0% and 100%"),
         ({"objective": "graph_cut"}, ValueError, "swaps for graph_cut are not there yet"),
         ({"objective": "log_det"}, ValueError, "swaps for log_det are not there yet"),
         ({"objective": FacilityLocation() + FacilityLocation()}, ValueError, "follows one facility location"),
@@ -466,15 +485,17 @@ def test_the_command_line_and_the_report(rng, tmp_path):
         (["--polish", "--report"], "a"),
         (["--polish", "1"], "b"),
         (["--polish", "0.5"], "c"),
+        (["--polish", "50%"], "e"),
         ([], "d"),
     ):
         assert main([*args, "--out", str(tmp_path / name), *polished]) == 0
-    found = {name: smartgpu.Selection.load(tmp_path / name / "selection.npz") for name in "abcd"}
+    found = {name: smartgpu.Selection.load(tmp_path / name / "selection.npz") for name in "abcde"}
     same = run(np.load(tmp_path / "e.npy"), 7)
     np.testing.assert_array_equal(found["a"].indices, same.indices)
     assert (
         found["b"].options["polish"] == 1
         and found["c"].options["polish"] == 0.5
+        and found["e"].options["polish"] == "50%"
         and found["d"].polished is None
     )
     assert json.loads((tmp_path / "a" / "selection.json").read_text())["polished"]["optimum"]
@@ -485,6 +506,7 @@ def test_the_command_line_and_the_report(rng, tmp_path):
     ("args", "told"),
     [
         ("select -k 3 --polish 0", "polish must be more than 0"),
+        ("select -k 3 --polish 0%", "polish must be a share between 0% and 100%"),
         ("select -k 3 --polish fast", "expected a number for --polish, or none, got 'fast'"),
         ("select --sizes 3 5 --polish", "--sizes cannot be combined with --polish"),
         ("select -k 3 --objective graph_cut --polish", "swaps for graph_cut are not there yet"),

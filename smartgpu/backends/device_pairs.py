@@ -17,6 +17,7 @@ from smartgpu.backends.pairs import SomePairs, Standing
 from smartgpu.backends.survivors import Survivors
 from smartgpu.backends.tiles import BASE
 from smartgpu.kernels import swaps, walk
+from smartgpu.workers import Workers
 
 if TYPE_CHECKING:
     from smartgpu.backends.triton import TritonBackend
@@ -32,7 +33,7 @@ class DevicePairs:
     def __init__(
         self, backend: TritonBackend, weights: torch.Tensor | None, cap: torch.Tensor | None, room: float
     ):
-        self.backend, self.weights, self.cap = backend, weights, cap
+        self.backend, self.weights, self.cap, self.workers = backend, weights, cap, Workers()
         self.device, self.most = (
             backend.device,
             int(max(room, 0) // 2),
@@ -132,7 +133,7 @@ class DevicePairs:
     def of(self, cols: np.ndarray) -> SomePairs:
         rows, q, ends = self.gather(cols)
         weights = None if self.weights is None else self.weights.cpu().numpy()
-        held = Survivors(np.concatenate([[0], ends]), rows, q + BASE, weights, None)
+        held = Survivors(np.concatenate([[0], ends]), rows, q + BASE, weights, self.workers)
         return SomePairs(cols, held, self.backend.r)
 
     def _between(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:

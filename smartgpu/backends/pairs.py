@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from smartgpu.backends.numpy import NumpyBackend
 
 NONE = -(1 << 62)  # below every key of a similarity and a slot
+ALL = 0.6  # of some candidates: from there on all are looked at, where they lie
+FEW = 1 << 16  # pairs of candidates that one thread weighs at a time, where these are few
 MOST_AGAIN = 0.3  # of the rows: with more to compute anew, all are stored anew, by half a sweep
 
 
@@ -245,10 +247,18 @@ class SomePairs:
         """(gain, value) as of Pairs.best(), of the candidates at these positions, ascending."""
         value, slot = standing.limits.floor(standing.base)
         gain = np.zeros(len(value), np.int64)
-        rows, raw, ends = self.pairs._gather(at)
-        held = Survivors(np.concatenate([[0], ends]), rows, raw, self.pairs.weights, self.pairs.workers)
+        held, cols = self.pairs, self.cols
+        if len(at) < ALL * len(cols):
+            rows, raw, ends = held._gather(at)
+            held = Survivors(np.concatenate([[0], ends]), rows, raw, held.weights, held.workers)
+            cols = cols[at]
+
+        def work(part: tuple[int, int]) -> None:
+            _weigh(held, part, cols[slice(*part)], standing, gain, value, slot)
+
+        parts = held._parts(FEW)
+        held.workers.run(work, parts) if len(parts) > 1 else [work(part) for part in parts]
         cols = self.cols[at]
-        _weigh(held, (0, len(at)), cols, standing, gain, value, slot)
         return gain[cols], value[cols]
 
 

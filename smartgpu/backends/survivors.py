@@ -148,8 +148,8 @@ class Survivors:
     def nbytes(self) -> int:
         return self.ptr.nbytes + self.rows.nbytes + self.raw.nbytes
 
-    def _parts(self) -> list[tuple[int, int]]:
-        return _split(self.ptr[1:])
+    def _parts(self, size: int = TASK) -> list[tuple[int, int]]:
+        return _split(self.ptr[1:], size)
 
     def _gather(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows and raw values of the columns, one after the other, and where each ends."""
@@ -179,11 +179,11 @@ def pair_bytes(r: int) -> float:
     return (1.3 if r <= SHORT else 1.7) * (np.dtype(row_type(r)).itemsize + 4)
 
 
-def _split(ends: np.ndarray) -> list[tuple[int, int]]:
-    """Cut columns, given the running count of pairs, into runs of about TASK pairs: [(first, last), ...]."""
+def _split(ends: np.ndarray, size: int = TASK) -> list[tuple[int, int]]:
+    """Cut columns, given the running count of pairs, into runs of about `size` pairs: [(first, last), ...]."""
     if not len(ends):
         return []
-    cuts = np.searchsorted(ends, np.arange(TASK, int(ends[-1]), TASK)) + 1
+    cuts = np.searchsorted(ends, np.arange(size, int(ends[-1]), size)) + 1
     edges = np.unique(np.concatenate([[0], cuts, [len(ends)]]))
     return [(int(a), int(b)) for a, b in pairwise(edges)]
 
