@@ -137,7 +137,7 @@ def as_polish(value: Any) -> bool | int | float | str | None:
 
 
 def parse_share(value: str) -> float:
-    """"0.01%" -> 1e-4, between 0 and 100 %."""
+    """ "0.01%" -> 1e-4, between 0 and 100 %."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*%\s*", value)
     try:
         share = float(match[1]) / 100 if match else 0.0

@@ -96,7 +96,9 @@ class Search:
             if math.frexp(self.unit)[0] == 0.5:
                 return 0.0
         covered = 0.0 if self.near is None else self.near.value() * self.unit
-        return 2.0**-40 * (abs(value) + covered + (0.0 if self.scores is None else 2 * float(abs(self.scores).max())))
+        return 2.0**-40 * (
+            abs(value) + covered + (0.0 if self.scores is None else 2 * float(abs(self.scores).max()))
+        )
 
     def _base(self) -> np.ndarray:
         """(k,) what taking each chosen row out changes."""

@@ -403,10 +403,14 @@ def test_until_swaps_gain_little(rng):
     assert most.polished["optimum"]  # no pass gained as little, until one found nothing
 
 
-@pytest.mark.parametrize("objective", [0.3 * FacilityLocation(), 1.0 * FacilityLocation() + 1e5 * Modular(np.ones(80))])
+@pytest.mark.parametrize(
+    "objective", [0.3 * FacilityLocation(), 1.0 * FacilityLocation() + 1e5 * Modular(np.ones(80))]
+)
 def test_swaps_of_equals_do_not_go_round_in_circles(rng, objective):
     """Copies of copies, whose exchange changes nothing but what floating-point sums round by."""
-    x = np.repeat(synthetic(rng, 10, 5), 8, axis=0) + np.repeat(1e-7 * rng.standard_normal((40, 5)), 2, axis=0)
+    x = np.repeat(synthetic(rng, 10, 5), 8, axis=0) + np.repeat(
+        1e-7 * rng.standard_normal((40, 5)), 2, axis=0
+    )
     sel = run(x, 9, objective, polish=100_000)
     assert sel.polished["optimum"] and sel.polished["swaps"] < 50
 
@@ -458,7 +462,11 @@ def test_groups_are_polished_each(rng):
         ({"polish": -1.5}, ValueError, "polish must be more than 0"),
         ({"polish": float("inf")}, ValueError, "polish must be more than 0 seconds or swaps, and finite"),
         ({"polish": [1]}, TypeError, "polish must be True, a number of seconds"),
-        ({"polish": "fast"}, ValueError, "polish must be a share between 0% and 100%, such as '0.01%', got 'fast'"),
+        (
+            {"polish": "fast"},
+            ValueError,
+            "polish must be a share between 0% and 100%, such as '0.01%', got 'fast'",
+        ),
         ({"polish": "0%"}, ValueError, "polish must be a share between 0% and 100%"),
         ({"polish": "1.2.3%"}, ValueError, "polish must be a share between 0% and 100%"),
         ({"objective": "graph_cut"}, ValueError, "swaps for graph_cut are not there yet"),

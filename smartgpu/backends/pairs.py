@@ -83,7 +83,9 @@ class Pairs:
             self.stored, self.level = None, wanted
         del found
         self.stored = survivors(backend, self.level, self.weights)
-        backend.pairs += backend.n * (backend.n + 1) // 2 if backend.source.symmetric else backend.r * backend.n
+        backend.pairs += (
+            backend.n * (backend.n + 1) // 2 if backend.source.symmetric else backend.r * backend.n
+        )
         if self.cap is not None:
             self.stored.clip(self.cap)
 

@@ -150,7 +150,9 @@ class FacilityLocationState:
         self._limit(spec, ground, floor, cap)
         self.like = ground.like or (self.backend.r, self.n)
         self.sparse: Any = None  # the survivors, once stored
-        self.keeps = False  # they are kept as they were stored, with their level (r,) in quanta: swaps start from them
+        self.keeps = (
+            False  # they are kept as they were stored, with their level (r,) in quanta: swaps start from them
+        )
         self.stored: tuple[Any, np.ndarray] | None = None
         self.cheap = None
         if ground.kind.affine is not None:
