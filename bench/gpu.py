@@ -6,8 +6,9 @@ python bench/gpu.py --out DIR --rehearse
 1. tests       those that carry the mark `gpu`, in several processes; meanwhile others compile what is timed later
 2. kernels     the device's two ceilings, and every kernel against its floor (bench/kernels.py)
 3. selections  bench/cases.py's DEVICE_CASES with bench/run.py's harness and gate, shortest first
+4. swaps       a search for swaps in a million rows (bench/polish.py): seconds of a pass over all candidates
 
-DIR/tests.jsonl, kernels.jsonl and selections.jsonl get a line for each figure the moment that it is measured. What the
+DIR/tests.jsonl, kernels.jsonl, selections.jsonl and swaps.jsonl get a line for each figure the moment that it is measured. What the
 time left would not do is skipped, with a line that says so. --rehearse goes through all of it in Triton's interpreter,
 on the CPU and with tiny pools: its rows say "rehearsal" and are never judged.
 
@@ -40,8 +41,9 @@ from bench.process import Process, Stopped
 from bench.providers import PROVIDERS
 from bench.run import Bench, Limits, Runs, append, choose
 
-STAGES = ("tests", "kernels", "selections")
-TESTS, KERNELS = 120.0, 60.0  # seconds for the first two; what they leave is the third's
+STAGES = ("tests", "kernels", "selections", "swaps")
+TESTS, KERNELS, SWAPS = 120.0, 60.0, 70.0  # seconds for all but the third, whose is what they leave
+SEARCH = 0.4  # of SWAPS, for the search: what is left is greedy, the bound and the ranking
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header")
 REHEARSED_TESTS = (
     "tests/test_kernels_sparse.py",
@@ -170,6 +172,32 @@ def kernel_stage(out: Path, seconds: float, about: dict[str, Any]) -> bool:
         print(row["failed"], file=sys.stderr)
         return False
     return got.returncode == 0
+
+
+# -- swaps -------------------------------------------------------------------------------------------------------------
+
+
+def swap_stage(out: Path, seconds: float, rehearse: bool, about: dict[str, Any]) -> bool:
+    """bench/polish.py in a process of its own. A figure that is missed is in its row, and no failure."""
+    command = [
+        sys.executable,
+        str(ROOT / "bench" / "polish.py"),
+        "--device",
+        "--out",
+        str(out / "swaps.jsonl"),
+    ]
+    command += ["--seconds", f"{SEARCH * seconds:.0f}", *(["--rehearse"] if rehearse else [])]
+    try:
+        got = subprocess.run(
+            command, cwd=ROOT, timeout=300 if rehearse else seconds, stderr=subprocess.PIPE, text=True
+        )
+        failed = got.stderr.strip()[-500:] if got.returncode > 1 or "Traceback" in got.stderr else None
+    except subprocess.TimeoutExpired:
+        failed = f"no answer for {seconds:.0f} s"
+    if failed is not None:
+        append(out / "swaps.jsonl", {"case": "swaps", "failed": failed, **about, "time": now()})
+        print(failed, file=sys.stderr)
+    return failed is None
 
 
 # -- selections --------------------------------------------------------------------------------------------------------
@@ -418,9 +446,13 @@ def main(arguments: list[str] | None = None) -> int:
     if "kernels" in given.only:
         good["kernels"] = kernel_stage(given.out, min(KERNELS, given.seconds), about)
     if "selections" in given.only:
-        rows = selection_stage(given.out, start + given.seconds, given.rehearse, given.cases)
+        until = start + given.seconds - (SWAPS if "swaps" in given.only and not given.rehearse else 0)
+        rows = selection_stage(given.out, until, given.rehearse, given.cases)
         good["selections"] = bool(rows) and not any(failed(row) for row in rows)
         print(final_table(rows))
+    if "swaps" in given.only:
+        left = max(min(SWAPS, start + given.seconds - time.monotonic()), 20.0)
+        good["swaps"] = swap_stage(given.out, left, given.rehearse, about)
     said = ", ".join(f"{stage} {'passed' if fine else 'FAILED'}" for stage, fine in good.items())
     print(f"{said}; {time.monotonic() - start:.0f} s; rows in {given.out}")
     return 0 if all(good.values()) else 1

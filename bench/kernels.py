@@ -26,7 +26,7 @@ from bench import device
 from bench.machine import describe
 from bench.run import append
 from smartgpu.backends.resident import CHUNK, Replay
-from smartgpu.kernels import compiling, greedy, linear, resident, tune, walk
+from smartgpu.kernels import compiling, greedy, linear, resident, swaps, tune, walk
 
 BATCH = 256  # columns that tune.calls() asks for
 HIGH = 1 << 22  # one, in quanta
@@ -176,6 +176,15 @@ def survivors(sizes: Sizes) -> Iterator[Call]:
     yield call("alive", lambda: walk.alive(ptr, rows, q, level), 8.0 * nnz + shared + 8 * n)
     yield call(
         "compact", lambda: walk.compact(ptr, rows, q, level, alive), 8.0 * (nnz + stays) + shared + 16 * n
+    )
+    # a block of a pass over all candidates: their pairs, and a table of candidates and chosen rows, zeroed and written
+    m, k = len(some), max(n // 100, 1)
+    owner = random(k, n, torch.int32, generator)
+    first, held = level + level // 2, int(ptr[m])
+    yield call(
+        "swap_gains",
+        lambda: swaps.swap_gains(ptr[: m + 1], rows, q, first, level, owner, k),
+        8.0 * held + 12.0 * n + 8.0 * m * (k + 2),
     )
 
 

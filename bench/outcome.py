@@ -1,6 +1,7 @@
 """Does chosen data help? Mixtures of real tasks, scored on rows and tasks that were held out (docs/outcome.md).
 
 python bench/outcome.py --out FILE [--quick] [--seeds 5]
+python bench/outcome.py --out FILE --polish              # only: do swaps after greedy help SMART's rows?
 
 One JSON line for each mixture, when it is measured; mixtures that FILE holds already are not measured again.
 """
@@ -33,6 +34,7 @@ from bench.outcome_figures import PERCENTILES, REPLICATES, Group, Sample, Scores
 from bench.run import append
 
 OBJECTIVES = ("graph_cut", "facility_location", "log_det")
+POLISHED = "polished"
 GC, FL, LD = OBJECTIVES
 MOST_SEEDS = 6  # S^S draws of the bootstrap over seeds
 KEPT = """method task_objective row_objective task_similarity similarity temperature order seed backend""".split()
@@ -44,7 +46,7 @@ class Condition:
 
     tasks    how tasks are chosen: by an objective, "random", or "none": rows of the whole pool, whatever their task
     budgets  "smart" (Taylor softmax of the gains), "proportional" to sizes, "equal"; "none" of the whole pool
-    rows     how rows are chosen: by an objective, or "random"
+    rows     how rows are chosen: by an objective, "random", or "polished": facility location, then swaps
     m, n     tasks and rows; None is all there are
     damage   what was done to `share` of the pool's rows (see outcome_data.damage)
     """
@@ -69,7 +71,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. grid, damaged: (m, n); damages: (kind, share)."""
+    """What is measured. grid, damaged, polished: (m, n); damages: (kind, share)."""
 
     n: tuple[int, ...]
     m: tuple[int | None, ...]
@@ -78,6 +80,7 @@ class Plan:
     tasks: tuple[tuple[int, ...], tuple[int, ...]]  # more numbers of tasks, and rows
     damaged: tuple[int, int]
     damages: tuple[tuple[str, float], ...]
+    polished: tuple[tuple[int, int], ...] = ()  # (m, n)
 
     def conditions(self, seed: int) -> list[Condition]:
         """Each once, in the order in which they are measured."""
@@ -111,6 +114,8 @@ class Plan:
             for rows in (*OBJECTIVES, "random"):
                 yield Condition(seed, GC, "smart", rows, m, n, kind, share)
             yield Condition(seed, "random", "equal", "random", m, n, kind, share)
+        for m, n in self.polished:
+            yield from (Condition(seed, GC, "smart", rows, m, n) for rows in (FL, POLISHED))
 
 
 DAMAGES = tuple((kind, share) for kind in ("responses", "garbage", "copies") for share in (0.05, 0.2))
@@ -132,6 +137,7 @@ QUICK = Plan(
     damaged=(24, 300),
     damages=DAMAGES,
 )
+POLISH = Plan((), (), (), (0, ()), ((), ()), (0, 0), (), ((16, 500), (64, 2000), (64, 10_000), (256, 10_000)))
 
 
 class Pool:
@@ -155,7 +161,8 @@ class Pool:
         if c.tasks == "none":
             rows = np.arange(len(self.table)) if c.n is None else self._whole(c.rows, most)[: c.n]
             return rows, {"row_objective": {"name": c.rows}, "similarity": "cosine", "seed": self.seed}
-        done = dict(self._orders(c.rows))
+        polish = c.rows == POLISHED
+        done = {} if polish else dict(self._orders(c.rows))
         if c.tasks == "random":
             chosen = self.drawn[: c.m]
             how: dict[str, Any] = {"method": "random", "include": chosen}
@@ -170,7 +177,8 @@ class Pool:
             self.names,
             len(chosen),
             n,
-            row_objective=c.rows,
+            row_objective=FL if polish else c.rows,
+            polish=polish,
             order="rank",
             seed=self.seed,
             backend="numpy",
@@ -257,7 +265,7 @@ class Study:
         start = time.perf_counter()
         pool = self.pool(c)
         table = pool.table
-        rows, options = pool.choose(c, max(self.plan.n))
+        rows, options = pool.choose(c, max(self.plan.n, default=0))
         chosen = time.perf_counter() - start
         row: dict[str, Any] = {**dataclasses.asdict(c), "options": options, **self.describe(table, rows)}
         samples = {}
@@ -353,6 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help=".jsonl file to which rows are appended")
     parser.add_argument("--quick", action="store_true", help="60 tasks, two seeds: a look, under a minute")
+    parser.add_argument("--polish", action="store_true", help="only SMART's rows, swapped and not")
     parser.add_argument("--seeds", type=int, help=f"1 to {MOST_SEEDS}, default 5 (quick: 2)")
     given = parser.parse_args(arguments)
     seeds = given.seeds if given.seeds is not None else 2 if given.quick else 5
@@ -363,11 +372,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no {folder}: set SMARTGPU_DATA")
     if importlib.util.find_spec("rouge_score") is None:
         parser.error("the package rouge-score is missing: pip install -c constraints.txt -e '.[bench]'")
+    if given.polish and given.quick:
+        parser.error("--polish cannot be combined with --quick")
     table = read(folder)
     if given.quick:
         table = few(table, tasks=60, rows=60)
     start = time.monotonic()
-    rows = measure(table, QUICK if given.quick else FULL, range(seeds), given.out)
+    plan = POLISH if given.polish else QUICK if given.quick else FULL
+    rows = measure(table, plan, range(seeds), given.out)
     print(f"{len(rows)} rows in {time.monotonic() - start:.0f} s, to {given.out}")
     return 0
 

@@ -211,10 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
         row = {**row, **describe(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
         if options.out is not None:
             append(options.out, row)
-        print(
-            f"{row['case']}: f {row['value']:.6g}, greedy {row['greedy_value']:.6g}, {row['seconds']:.3g} s",
-            flush=True,
-        )
+        value, before = row["value"], row["greedy_value"]
+        print(f"{row['case']}: f {value:.6g}, greedy {before:.6g}, {row['seconds']:.3g} s", flush=True)
         for each in row.get("musts", ()):
             missed += not each["reached"]
             verdict = "reached" if each["reached"] else "MISSED"

@@ -119,6 +119,12 @@ CASES = {
     "fl-coverage": (None, lambda x: FacilityLocation(weights(x)), "rbf", {"k": None, "coverage": 0.3}),
     "fl-naive": (None, lambda x: FacilityLocation(), "cosine", {"k": 3, "maximizer": "naive"}),
     "fl-stochastic": (None, lambda x: FacilityLocation(), "cosine", {"maximizer": "stochastic"}),
+    "matrix-fl-polish": (
+        matrix,
+        lambda x: FacilityLocation(weights(x)[: len(matrix(x))]),
+        "precomputed",
+        {"polish": 1, "k": 3},
+    ),
     "gc": (None, lambda x: GraphCut(), "cosine", {}),
     "gc-represented": (None, lambda x: GraphCut(0.8, x[: len(x) // 3] + 1), "dot", {}),
     "gc-rbf": (None, lambda x: GraphCut(0.9), "rbf", {}),

@@ -20,11 +20,13 @@ from smartgpu import (
     reference,
     select,
 )
+from smartgpu.backends import pairs
 from smartgpu.cli import main
 from smartgpu.constraints import Purse, Tree
 from smartgpu.constraints.exchange import Exchange
 from smartgpu.job import Job
 from smartgpu.objectives import Ground
+from smartgpu.objectives.facility_location import FacilityLocationState
 from smartgpu.objectives.swaps import Nearest
 from smartgpu.options import make_options
 from smartgpu.polish import most_of
@@ -198,6 +200,57 @@ def test_every_delta_after_many_swaps(rng, name, stored, k):
         near.swap(slot, gone[:2], come[:2])
         chosen[slot] = j
     assert repaired or k < 3
+
+
+@pytest.mark.parametrize("again", [0.0, 1.0], ids=["anew", "extended"])
+@pytest.mark.parametrize("name", ["fl-weights", "fl-represented", "qdit", "cmi", "mi"])
+def test_a_search_starts_from_what_greedy_stored(rng, name, again, monkeypatch):
+    """The very pairs that a sweep at the search's own level gives, also where a removal undercuts greedy's level."""
+    monkeypatch.setattr(pairs, "MOST_AGAIN", again)
+    monkeypatch.setattr(FacilityLocationState, "_all_fit", lambda state: False)  # of a large pool
+    build, seen = pairs.Pairs.build, []
+
+    def checked(self, level, found=None, at=None):
+        build(self, level, found, at)
+        fresh = pairs.Pairs(self.backend, self.limbs, self.cap, self.room)
+        build(fresh, level)
+        np.testing.assert_array_equal(self.level, fresh.level)
+        for each in (self, fresh):
+            each.stored.compact(each.level)  # what the cap brought down to the level adds nothing
+        np.testing.assert_array_equal(self.stored.ptr, fresh.stored.ptr)
+        for j in range(self.backend.n):
+            a, b = (held.stored.rows[held.stored.ptr[j] : held.stored.ptr[j + 1]] for held in (self, fresh))
+            c, d = (held.stored.raw[held.stored.ptr[j] : held.stored.ptr[j + 1]] for held in (self, fresh))
+            np.testing.assert_array_equal(a[np.argsort(a)], b[np.argsort(b)])
+            np.testing.assert_array_equal(c[np.argsort(a)], d[np.argsort(b)])
+        below = None if at is None else int((level < at).sum())
+        seen.append(below)
+
+    monkeypatch.setattr(pairs.Pairs, "build", checked)
+    x = pool(rng, 160, 10)
+    limits = {"budget": 60.0, "cost": rng.integers(1, 9, 160)} if name == "qdit" else {}
+    sel = run(x, 16, OBJECTIVES[name](x, rng), **limits)
+    assert sel.polished["optimum"] and len(seen) == 1 and seen[0] is not None
+    if name != "qdit":
+        assert seen[0] > 0, "no row fell below what greedy had stored"
+
+
+def test_survivors_above_a_level(rng):
+    """A copy holds what compacting in place leaves; none where it does not fit."""
+    x = pool(rng, 90)
+    state = state_of(x, FacilityLocation(rng.random(90)))
+    backend, weights = state.backend, state.weights
+    low, high = (backend.level_from(np.full(90, level)) for level in (1 << 20, 3 << 20))
+    held = backend.survivors(low, weights)
+    before = held.ptr.copy(), held.rows.copy(), held.raw.copy()
+    copy = held.above(high, 1e9)
+    for name, value in zip(("ptr", "rows", "raw"), before, strict=True):
+        np.testing.assert_array_equal(getattr(held, name), value)
+    assert held.above(high, copy.nbytes - 1) is None and held.above(high, copy.nbytes) is not None
+    held.compact(high)
+    assert 0 < len(held) < len(before[1])
+    for name in ("ptr", "rows", "raw"):
+        np.testing.assert_array_equal(getattr(held, name), getattr(copy, name))
 
 
 def exhaustive(problem, k, given=(), allowed=lambda rows: True, rows=None):
