@@ -8,9 +8,9 @@ python bench/gpu.py --out DIR --rehearse
 3. selections  bench/cases.py's DEVICE_CASES with bench/run.py's harness and gate, shortest first
 4. swaps       a search for swaps in a million rows (bench/polish.py): seconds of a pass over all candidates
 
-DIR/tests.jsonl, kernels.jsonl, selections.jsonl and swaps.jsonl get a line for each figure the moment that it is measured. What the
-time left would not do is skipped, with a line that says so. --rehearse goes through all of it in Triton's interpreter,
-on the CPU and with tiny pools: its rows say "rehearsal" and are never judged.
+DIR/tests.jsonl, kernels.jsonl, selections.jsonl and swaps.jsonl get a line for each figure the moment that it is
+measured. What the time left would not do is skipped, with a line that says so. --rehearse goes through all of it in
+Triton's interpreter, on the CPU and with tiny pools: its rows say "rehearsal" and are never judged.
 
 Exit status 0 if nothing failed, 1 if a test, a kernel, a selection or a gate did, 2 without a GPU.
 """

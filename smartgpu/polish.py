@@ -20,8 +20,8 @@ from smartgpu.backends.pairs import Standing
 from smartgpu.constraints import Constraint
 from smartgpu.constraints.exchange import Exchange
 from smartgpu.maximize import Picker, maximize
-from smartgpu.options import parse_share
 from smartgpu.objectives.swaps import Nearest, looked_at, terms
+from smartgpu.options import parse_share
 
 TOGETHER = 64  # candidates whose pairs are fetched at a time
 STEPS = 40  # towards a better bound
@@ -92,13 +92,13 @@ class Search:
         Nothing where all that is added up is integers below 2^53 times a power of two; else 2^-40 of the largest sum
         of what is added up, which rounds by 2^-50 of it at most. Scores may cancel in the value, but not in that.
         """
-        if self.near is not None and self.scores is None and self.near.weights is None:
-            if math.frexp(self.unit)[0] == 0.5:
-                return 0.0
-        covered = 0.0 if self.near is None else self.near.value() * self.unit
-        return 2.0**-40 * (
-            abs(value) + covered + (0.0 if self.scores is None else 2 * float(abs(self.scores).max()))
-        )
+        near, scores = self.near, self.scores
+        plain = near is not None and scores is None and near.weights is None
+        if plain and math.frexp(self.unit)[0] == 0.5:
+            return 0.0
+        covered = 0.0 if near is None else near.value() * self.unit
+        most = 0.0 if scores is None else 2 * float(abs(scores).max())
+        return 2.0**-40 * (abs(value) + covered + most)
 
     def _base(self) -> np.ndarray:
         """(k,) what taking each chosen row out changes."""
