@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from smartgpu.backends.pairs import Standing
-from smartgpu.constraints import Constraint
+from smartgpu.constraints import Constraint, Tree
 from smartgpu.constraints.exchange import Exchange
 from smartgpu.maximize import Picker, maximize
 from smartgpu.objectives.swaps import Nearest, looked_at, terms
@@ -329,7 +329,7 @@ def most_of(
         few = min(k, len(rows))
         if constraint is not None:
             limits, taken = constraint(), []
-            for at in np.argsort(-held, kind="stable").tolist():
+            for at in _first_of_each(np.argsort(-held, kind="stable"), rows, limits.tree, k).tolist():
                 if limits.open[rows[at]]:
                     limits.take(int(rows[at]))
                     taken.append(at)
@@ -352,6 +352,16 @@ def most_of(
         return total * (1 + 1e-12) if total > 0 else total, rows[np.sort(top)]
 
     return most
+
+
+def _first_of_each(order: np.ndarray, rows: np.ndarray, tree: Tree, k: int) -> np.ndarray:
+    """What is left of `order`, positions in rows, without what quotas bar in any case: of each group the first few."""
+    leaf = tree.leaf[rows[order]] - tree.leaves[0]
+    most = np.minimum(tree.high[tree.leaves], k)
+    by_leaf = np.argsort(leaf, kind="stable")
+    counts = np.bincount(leaf, minlength=len(most))
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return order[np.sort(by_leaf[place < np.repeat(most, counts)])]
 
 
 def improve(

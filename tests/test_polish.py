@@ -22,7 +22,7 @@ from smartgpu import (
 )
 from smartgpu.backends import pairs
 from smartgpu.cli import main
-from smartgpu.constraints import Purse, Tree
+from smartgpu.constraints import Constraint, Purse, Tree
 from smartgpu.constraints.exchange import Exchange
 from smartgpu.job import Job
 from smartgpu.objectives import Ground
@@ -378,6 +378,24 @@ def test_exchange_by_definition(rng):
             limits.restore(saved)
             limits.swap(int(free[j]), s)
             assert not limits.open[free[j]] and limits.rows[s] == free[j]
+
+
+def test_the_most_of_values_within_quotas(rng):
+    """Of fields that nest, with minima: exactly the best of all choices."""
+    groups, values = np.arange(12) % 4, rng.standard_normal(12)
+    quotas = (
+        Quotas(groups, minimum={0: 1, 1: 1}, maximum=2, name="a"),
+        Quotas(groups // 2, maximum=3, name="b"),
+    )
+    call = lambda: Constraint(12, 5, tree=Tree(quotas, 12, 5))  # noqa: E731
+    total, rows = most_of(5, np.ones(12, bool), None, None, call)(values)
+
+    def kept(some):
+        counts = np.bincount(groups[list(some)], minlength=4)
+        return counts.max() <= 2 and counts[:2].min() >= 1 and max(counts[:2].sum(), counts[2:].sum()) <= 3
+
+    best = max(values[list(some)].sum() for some in itertools.combinations(range(12), 5) if kept(some))
+    assert total == pytest.approx(best, rel=1e-9) and kept(rows) and values[rows].sum() == pytest.approx(best)
 
 
 def test_the_most_of_values_is_a_bound(rng):
