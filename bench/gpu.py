@@ -186,7 +186,11 @@ def swap_stage(out: Path, seconds: float, rehearse: bool, about: dict[str, Any])
         "--out",
         str(out / "swaps.jsonl"),
     ]
-    command += ["--seconds", f"{SEARCH * seconds:.0f}", *(["--rehearse"] if rehearse else [])]
+    command += [
+        "--seconds",
+        f"{1 if rehearse else SEARCH * seconds:.0f}",
+        *(["--rehearse"] if rehearse else []),
+    ]
     try:
         got = subprocess.run(
             command, cwd=ROOT, timeout=300 if rehearse else seconds, stderr=subprocess.PIPE, text=True
