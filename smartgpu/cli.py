@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from smartgpu import launch
 from smartgpu.backends.gpu import DeviceLostError
 from smartgpu.config import Config, check_value, load_config
+from smartgpu.ranks import RankError
 from smartgpu.version import __version__
 
 HELP = {
@@ -135,19 +137,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             options |= {name: check_value(FIELDS[name], value, _flag(name)) for name, value in given.items()}
             config = Config.of(command, options)
             handler.setLevel(_level(config.quiet, config.verbose))
+            if launch.started() and launch.begin(config.backend or "auto") > 0:
+                handler.setLevel(logging.ERROR)  # rank 0 speaks for all
+                launch.follow()
             status = _run(config, command, progress=not config.quiet and sys.stderr.isatty())
             sys.stdout.flush()
         except KeyboardInterrupt:
             print(f"smartgpu {command}: interrupted; the same command goes on from here", file=sys.stderr)
-            return 130
+            return launch.end(130, broken=True)
         except BrokenPipeError:  # nobody reads on: what is left in the buffer goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return launch.end(1, broken=True)
         except (ValueError, FileNotFoundError, ImportError) as error:
-            return _fail(command, error, 2)
-        except (OSError, MemoryError, DeviceLostError) as error:
-            return _fail(command, error, 1)
-    return status
+            return launch.end(_fail(command, error, 2))
+        except (OSError, MemoryError, DeviceLostError, RankError) as error:
+            return launch.end(_fail(command, error, 1), broken=True)
+    return launch.end(status)
 
 
 def _fail(command: str, error: BaseException, status: int) -> int:

@@ -36,6 +36,7 @@ class Job:
     options: Options
     outside: Any = None  # rows that are not in the pool and count as chosen
     others: tuple[Any, ...] = ()  # all such rows that the pool's similarity to is asked for
+    ranks: Any = None  # the processes among which groups are dealt out
 
     @classmethod
     def check(cls, X: Any, objective: Any, similarity: Any, options: Options) -> Job:

@@ -16,6 +16,7 @@ import numpy as np
 from smartgpu.arrays import as_count, as_similarity_matrix
 from smartgpu.backends import find_backend, open_backend, resolve
 from smartgpu.backends.whole import MOST
+from smartgpu.checkpoint import differences, fingerprint
 from smartgpu.constraints import Quotas, as_budget, as_costs, as_quotas
 from smartgpu.job import Job
 from smartgpu.labels import Label, Labels, as_labels, listed
@@ -23,11 +24,14 @@ from smartgpu.near import Barred, Near, RowSets, bar
 from smartgpu.objectives import FacilityLocation, Objective
 from smartgpu.options import Options, make_options
 from smartgpu.parts import Cutter, Part, check_quotas, cut_quotas
+from smartgpu.ranks import join
 from smartgpu.selection import Selection
 from smartgpu.similarity import Cosine, CosineShifted, CosineSquared, Matrix, Similarity
 from smartgpu.together import together
 from smartgpu.workers import Workers, cpu_count, default_memory, one_thread
 
+EXCHANGES = 8  # of what processes have selected, about
+SETS = ("given", "include", "exclude")
 ALONE = 1 << 14  # rows from which a group has all threads: there is work enough in its blocks
 PAIRS, ROWS = 1 << 21, 1 << 12  # of all groups in a batch of small ones
 
@@ -78,24 +82,32 @@ def select_many(
     before any work, ValueError for what does not fit the groups (naming all that it does not), and as select() does.
     """
     how = make_options({"backend": backend, **options, "threads": threads})
-    job = Job.check(X, objective, similarity, how)
-    check_groups(job)
-    labels = as_labels(groups, job.n, "groups")
-    sets, elsewhere, near = RowSets.of(job.n, given, include, exclude)
-    job = job.beside(elsewhere, [each.rows for each in near])
-    if rows is not None and cost is None:
-        raise ValueError("rows goes with cost: without it, budgets are the rows of each group")
-    if cost is not None:
-        cost = as_costs(cost, job.n)
-    asked = _asked(budgets, rows, cost, labels)
-    parts = _parts(job, X, labels, asked, sets, near, cost, as_quotas(quotas))
-    place = {name: g for g, name in enumerate(labels.names)}
-    beyond = [name for name in done or () if name not in place]
-    if beyond:
-        raise ValueError(f"done has selections for {listed(beyond)}, which no row has")
-    kept = {
-        name: check_done(selection, name, parts[place[name]], job) for name, selection in (done or {}).items()
-    }
+    ranks = join(how)
+
+    def check() -> tuple[Job, Labels, list[Part], dict[Label, Selection]]:
+        job = Job.check(X, objective, similarity, how)
+        check_groups(job)
+        labels = as_labels(groups, job.n, "groups")
+        sets, elsewhere, near = RowSets.of(job.n, given, include, exclude)
+        job = job.beside(elsewhere, [each.rows for each in near])
+        if rows is not None and cost is None:
+            raise ValueError("rows goes with cost: without it, budgets are the rows of each group")
+        costs = None if cost is None else as_costs(cost, job.n)
+        asked = _asked(budgets, rows, costs, labels)
+        parts = _parts(job, X, labels, asked, sets, near, costs, as_quotas(quotas))
+        place = {name: g for g, name in enumerate(labels.names)}
+        beyond = [name for name in done or () if name not in place]
+        if beyond:
+            raise ValueError(f"done has selections for {listed(beyond)}, which no row has")
+        return (
+            dataclasses.replace(job, ranks=ranks),
+            labels,
+            parts,
+            {name: check_done(each, name, parts[place[name]], job) for name, each in (done or {}).items()},
+        )
+
+    job, labels, parts, kept = ranks.all_of(check)
+    ranks.agree(lambda: _record(job, parts, list(kept)), differences)
     todo = [g for g in range(len(parts)) if labels.names[g] not in kept]
     found: dict[Label, Selection] = {}
 
@@ -104,8 +116,36 @@ def select_many(
         if report is not None:
             report(labels.names[g], selection)
 
-    select_groups(job, X, {g: parts[g] for g in todo}, finish)
+    with ranks.running():
+        select_groups(job, X, {g: parts[g] for g in todo}, finish)
     return {name: kept[name] if name in kept else found[name] for name in labels.names}
+
+
+def _record(job: Job, parts: Sequence[Part], done: list[Any]) -> dict[str, Any]:
+    """What processes must have in common."""
+    return {
+        **record(job),
+        "groups": fingerprint(np.concatenate([part.rows for part in parts])),
+        "asked": [[len(part.rows), part.count, part.money] for part in parts],
+        "limits": [[fingerprint(getattr(part.sets, name)) for name in SETS] for part in parts],
+        "costs": [None if part.cost is None else fingerprint(part.cost) for part in parts],
+        "quotas": [[quotas.describe() for quotas in part.quotas] for part in parts],
+        "done": done,
+    }
+
+
+def record(job: Job) -> dict[str, Any]:
+    """What processes must have in common of a pool, and of how it is selected from."""
+    described, x = job.described(), job.x
+    arrays = [x] if not isinstance(x, Matrix) else [x.dense] if x.dense is not None else list(x.csc)
+    how = {name: value for name, value in described["options"].items() if name not in ("threads", "progress")}
+    return {
+        "data": [fingerprint(array) for array in arrays],
+        "objective": described["objective"],
+        "similarity": described["similarity"],
+        "versions": described["versions"],
+        "options": how,
+    }
 
 
 def _asked(budgets: Any, rows: Any, cost: Any, labels: Labels) -> list[tuple[int | None, float | None]]:
@@ -236,8 +276,13 @@ def select_groups(
 ) -> None:
     """Select in every group of todo; finish(key, selection) is called for one at a time, in rows of the pool.
 
-    X is the pool as the user gave it. The groups' order and the threads change no result.
+    X is the pool as the user gave it. The groups' order, the threads and the processes change no result.
     """
+    if job.ranks is not None and job.ranks.size > 1:
+        _deal(job, X, todo, finish)
+        return
+    if job.options.process_group is not None:  # from here on each process is by itself
+        job = dataclasses.replace(job, options=dataclasses.replace(job.options, process_group=None))
     threads = job.options.threads or cpu_count()
     order = sorted(todo, key=lambda g: -len(todo[g].rows))  # largest first
     quiet, described = dataclasses.replace(job.options, progress=False), job.options.to_dict()
@@ -281,6 +326,41 @@ def select_groups(
                     result.result()
         finally:
             pool.shutdown(cancel_futures=True)  # after an error or an interruption
+
+
+def _deal(job: Job, X: Any, todo: Mapping[Any, Part], finish: Callable[[Any, Selection], None]) -> None:
+    """Groups dealt out to the processes by their cost, the dearest first, each to the one with the least so far.
+
+    They exchange what they have found a few times, so that what report() keeps is never far behind.
+    """
+    ranks = job.ranks
+    options = dataclasses.replace(
+        job.options, threads=job.options.threads or max(1, cpu_count() // ranks.beside)
+    )
+    alone = dataclasses.replace(job, ranks=None, options=options)
+    for hands in deal(
+        {g: len(part.rows) * (len(part.rows) + part.count) for g, part in todo.items()}, ranks.size
+    ):
+        mine: dict[Any, Selection] = {}
+        select_groups(alone, X, {g: todo[g] for g in hands[ranks.rank]}, mine.__setitem__)
+        for found in ranks.share_all(mine):
+            for g, got in found.items():
+                finish(g, got)
+
+
+def deal(costs: Mapping[Any, float], size: int) -> list[list[list[Any]]]:
+    """For each of a few rounds what each of `size` processes does in it: keys, of about equal cost."""
+    order = sorted(costs, key=lambda g: -costs[g])  # stable: the same on all processes
+    total, rounds, spent = sum(costs.values()), [], np.inf
+    for g in order:
+        if spent >= total / EXCHANGES:
+            rounds.append([[] for _ in range(size)])
+            loads, spent = np.zeros(size), 0.0
+        rank = int(loads.argmin())
+        rounds[-1][rank].append(g)
+        loads[rank] += costs[g]
+        spent += costs[g]
+    return rounds
 
 
 def _alike(job: Job, part: Part) -> bool:

@@ -26,6 +26,7 @@ WORLD = "world"  # process_group: the group that init_process_group() made
 BLOCK = 96  # represented rows are dealt out in blocks of so many: whole groups of rows of every product
 MOST = 1024  # ranks; pools of fewer blocks than that have smaller ones
 TAG = (1 << 20) - 1  # of what a sum is of, sent with it: the sum of MOST of them fits 32 bits
+CHUNK = 1 << 26  # bytes of an array sent at once
 SPIN, LOOK, GRACE = (
     0.002,
     0.5,
@@ -200,9 +201,23 @@ class Ranks:
         every = self._reduce(every)
         return [pickle.loads(part.tobytes()) for part in np.split(every, ends[:-1])]
 
-    def agree(self, record: dict[str, Any], differences: Callable[[dict, dict], list[str]]) -> None:
+    def copy(self, x: np.ndarray | None, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Rank 0's array, of this shape and dtype, on all ranks."""
+        out = np.zeros(shape, dtype) if x is None else np.ascontiguousarray(x)
+        numbers = out.reshape(-1).view(np.uint8)
+        for i in range(0, len(numbers), CHUNK):
+            part = numbers[i : i + CHUNK]
+            found = self._reduce(part.copy())
+            if x is None:
+                part[:] = found
+        return out
+
+    def agree(
+        self, record: Callable[[], dict[str, Any]], differences: Callable[[dict, dict], list[str]]
+    ) -> None:
         """ValueError, on all ranks, where one was given something else than rank 0: naming it, with what differs."""
-        records = self.share_all(json.dumps(record, sort_keys=True, default=str))
+        text = self.all_of(lambda: json.dumps(record(), sort_keys=True, default=str))
+        records = self.share_all(text)
         for rank, text in enumerate(records):
             if text != records[0]:
                 lines = differences(json.loads(records[0]), json.loads(text))
@@ -286,6 +301,26 @@ class Ranks:
             f"the ranks lost each other: all answer, but a message among them failed ({error or 'they wait for'}"
             f"{'' if error else ' different sums'})"
         ) from error
+
+
+class Alone:
+    """One process by itself, where no group is given: nothing to agree on."""
+
+    rank, size, beside = 0, 1, 1
+
+    def all_of(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def agree(self, record: Callable[[], dict[str, Any]], differences: Any) -> None:
+        pass
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def join(options: Any) -> Ranks | Alone:
+    """The processes that smartgpu.Options name."""
+    return Alone() if options.process_group is None else Ranks(options.process_group, options.timeout)
 
 
 def _cause(error: BaseException) -> str:

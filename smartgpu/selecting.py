@@ -27,11 +27,11 @@ from smartgpu.near import Barred, RowSets, bar
 from smartgpu.objectives import Ground, State, swaps
 from smartgpu.options import EXACT, Options
 from smartgpu.planning import make_plan
-from smartgpu.ranks import Ranks
+from smartgpu.ranks import Ranks, join
 from smartgpu.selection import Selection
 from smartgpu.similarity import Matrix
 from smartgpu.version import __version__
-from smartgpu.workers import one_thread
+from smartgpu.workers import cpu_count, one_thread
 
 log = logging.getLogger("smartgpu")
 
@@ -66,11 +66,13 @@ def attempt(check: Callable[[Options], Call], options: Options) -> Selection:
 
 def _attempt_together(check: Callable[[Options], Call], options: Options) -> Selection:
     """The same on every process of a group. What one refuses, or was given otherwise than the first, all refuse."""
-    ranks = Ranks(options.process_group, options.timeout)
+    ranks = join(options)
+    if options.threads is None:
+        options = replace(options, threads=max(1, cpu_count() // ranks.beside))
     call = ranks.all_of(lambda: check(options))
     if ranks.size == 1:
         return call.run()
-    ranks.agree(call.record(), differences)
+    ranks.agree(call.record, differences)
     with ranks.running():
         return call.among(ranks).run()
 

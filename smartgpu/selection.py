@@ -108,7 +108,8 @@ class Selection:
                 *self._polished_text(),
                 *limits,
                 f"  rows     {head}",
-                f"  work     {self.evaluations} gains, {self.sweeps:.2f} sweeps, {self.backend} {self.dtype}",
+                f"  work     {self.evaluations} gains, {self.sweeps:.2f} sweeps, {self.backend} {self.dtype}"
+                f"{_together_text(self.together)}",
                 f"  seconds  {phases}",
             ]
         )
@@ -205,6 +206,12 @@ class Selection:
 
         kind = dict(metadata["similarity"])
         return cls(indices, gains, **metadata, _spec=KINDS[kind.pop("name")](**kind))
+
+
+def _together_text(said: dict[str, Any] | None) -> str:
+    if said is None:
+        return ""
+    return f", {said['processes']} processes, {said['messages']} messages, {said['bytes'] / 1e6:.3g} MB each"
 
 
 def _limits_text(limits: dict[str, Any]) -> str:

@@ -203,9 +203,20 @@ LAYERS = {
     "tokens": set(),
     "parts": {"constraints", "job", "labels", "near", "selecting", "selection"},
     "many": {
-        *("arrays", "backends", "constraints", "job", "labels", "near", "objectives", "options", "parts"),
-        *("selecting", "selection", "similarity", "together", "workers"),
+        *(
+            "arrays",
+            "backends",
+            "checkpoint",
+            "constraints",
+            "job",
+            "labels",
+            "near",
+            "objectives",
+            "options",
+        ),
+        *("parts", "ranks", "selecting", "selection", "similarity", "together", "workers"),
     },
+    "ranks": set(),
     "together": {"backends", "job", "objectives", "options", "parts", "selection", "similarity"},
     # on top of what anybody may call, but for the checked arguments that its many selections share
     "mixture": {
@@ -223,7 +234,7 @@ LAYERS = {
             "near",
             "objectives",
         ),
-        *("options", "parts", "selection", "similarity", "workers"),
+        *("options", "parts", "ranks", "selection", "similarity", "workers"),
     },
     # measures with the primitives that evaluate() uses
     "reporting": {

@@ -8,11 +8,14 @@ import pickle
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import smartgpu
 from smartgpu import (
@@ -33,6 +36,8 @@ from smartgpu import (
     SaturatedCoverage,
     SumRedundancy,
 )
+from smartgpu.cli import main
+from smartgpu.many import deal
 from smartgpu.objectives.set_function import SetFunction
 from smartgpu.ranks import BLOCK, MOST, RankError, share
 
@@ -138,6 +143,26 @@ def ask(name, **more):
     )
 
 
+TASKS = np.sort(np.random.default_rng(5).integers(9, size=N))  # of unlike sizes
+TEMPLATES = np.arange(N) % 2
+COMMON = {"threads": 1, "backend": "numpy", "memory": None}
+MANY = {
+    "groups": lambda how: smartgpu.select_many(X, TASKS, 9, **COMMON, **how),
+    "groups-graph-cut": lambda how: smartgpu.select_many(X, TASKS, 5, GraphCut(), "rbf", **COMMON, **how),
+    "groups-budget": lambda how: smartgpu.select_many(X, TASKS, 2.0, cost=Q + 0.1, **COMMON, **how),
+    "mixture": lambda how: smartgpu.mix(X, TASKS, 5, 80, TEMPLATES, **COMMON, **how),
+    "mixture-budget": lambda how: smartgpu.mix(X, TASKS, 5, cost=Q + 0.1, budget=30.0, **COMMON, **how),
+    "mixture-quotas": lambda how: smartgpu.mix(X, TASKS, 5, 80, quotas=Quotas(GROUPS, 12), **COMMON, **how),
+}
+
+
+def picks(found):
+    """(label, indices, gains) of all groups; the tasks of a mixture, and its rows."""
+    if isinstance(found, dict):
+        return [(name, got.indices.tolist(), got.gains.tolist(), got.value) for name, got in found.items()]
+    return [(t.task, t.budget, t.indices.tolist()) for t in found.tasks], found.indices.tolist()
+
+
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +206,19 @@ def together(work, size, folder: Path, seconds=240):
     return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
 
 
+def caught(work):
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - which one is looked at
+        return error
+
+
+def grouped(name):
+    told = []
+    found = MANY[name]({"process_group": "world", "report": lambda key, _: told.append(key)})
+    return picks(found), told
+
+
 def all_cases(rank, folder):
     found = {}
     for name in CASES:
@@ -190,6 +228,8 @@ def all_cases(rank, folder):
             found[name] = ask(name, process_group="world")
         except (Exception, pytest.skip.Exception) as error:  # noqa: BLE001 - shown by the test of it
             found[name] = error
+    for name in MANY:
+        found[name] = grouped(name)
     return found
 
 
@@ -231,10 +271,32 @@ def test_result_is_that_of_one_process(selections, alone, name):
         assert got.limits == expected.limits
 
 
+@pytest.mark.parametrize("name", MANY)
+def test_groups_dealt_out_give_what_one_process_gives(selections, name):
+    expected = picks(MANY[name]({}))
+    for got, told in (each[name] for each in selections):
+        assert got == expected
+        assert len(told) == len(set(map(str, told)))
+        if name == "groups":
+            assert sorted(told) == sorted(set(TASKS.tolist()))
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_groups_are_dealt_out_by_cost(rng, size):
+    costs = dict(enumerate((rng.pareto(1.0, 200) + 0.1).tolist()))
+    rounds = deal(costs, size)
+    dealt = [g for hands in rounds for hand in hands for g in hand]
+    assert sorted(dealt) == sorted(costs) and len(rounds) <= 9
+    for hands in rounds:
+        loads = [sum(costs[g] for g in hand) for hand in hands]
+        largest = max(costs[g] for hand in hands for g in hand)
+        assert max(loads) - min(loads) <= largest
+
+
 def test_all_ways_of_facility_location_were_gone(selections):
     """Tight memory: dense work to the end; else survivors, and sums of few columns a pick."""
     if len(selections) == 1:
-        assert all(selections[0][name].together is None for name in selections[0])
+        assert all(selections[0][name].together is None for name in CASES if name in selections[0])
         return
     one, other = (selections[0][name] for name in ("fl", "fl-tight"))
     assert other.sweeps > one.sweeps
@@ -265,18 +327,13 @@ def test_shares_are_whole_blocks_of_all_rows(r, size):
 AT = 12  # picks, after which a process fails
 
 
-def caught(work):
-    try:
-        return work()
-    except Exception as error:  # noqa: BLE001 - which one is looked at
-        return error
-
-
 def refusals(rank, folder):
     """Calls that are refused on all processes; the group is whole after each."""
     x, own = SMALL, SMALL.copy()
     own[5, 3] += 0.25 * rank
     calls = {
+        "many": lambda: smartgpu.select_many(own, np.arange(FEW) % 3, 2, process_group="world"),
+        "mix": lambda: smartgpu.mix(x, np.arange(FEW) % 3, 2 + rank, 9, process_group="world"),
         "data": lambda: smartgpu.select(own, 5, process_group="world"),
         "k": lambda: smartgpu.select(x, 5 + rank, process_group="world"),
         "seed": lambda: smartgpu.select(x, 5, process_group="world", maximizer="stochastic", seed=rank),
@@ -350,6 +407,8 @@ def refused(tmp_path_factory, kill):
 
 HOST = socket.gethostname()
 MESSAGES = {
+    "many": (ValueError, f"rank 1 ({HOST}) was given other data"),
+    "mix": (ValueError, "n_tasks: 2 there, 3 now"),
     "data": (ValueError, f"rank 1 ({HOST}) was given other data"),
     "k": (ValueError, "k: 5 there, 6 now"),
     "seed": (ValueError, "options.seed: 0 there, 1 now"),
@@ -433,3 +492,37 @@ def test_nccl_without_gpus_is_refused(monkeypatch):
             smartgpu.select(SMALL, 3, process_group="world")
     finally:
         dist.destroy_process_group()
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def torchrun(size, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "-m", "smartgpu", *map(str, arguments)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command_started_by_torchrun_writes_what_one_process_writes(tmp_path):
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available():
+        pytest.skip("this torch was built without torch.distributed")
+    np.save(tmp_path / "pool.npy", SMALL)
+    command = ("select", tmp_path / "pool.npy", "-k", 9, "--format", "csv", "--backend", "numpy", "--out")
+    done = torchrun(2, *command, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert "2 processes" in done.stdout and done.stdout.count("9 of 230 rows") == 1
+    assert main([*map(str, command), str(tmp_path / "one"), "--quiet"]) == 0
+    one, two = (smartgpu.Selection.load(tmp_path / name / "selection.npz") for name in ("one", "two"))
+    assert two.indices.tolist() == one.indices.tolist() and two.gains.tolist() == one.gains.tolist()
+    files = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("one", "two")]
+    assert files[0] == files[1]
+    refused = torchrun(2, *command[:3], FEW + 1, *command[4:], tmp_path / "three")
+    assert refused.returncode != 0 and refused.stderr.count("smartgpu select: k must be at most") == 1
+    assert not (tmp_path / "three").exists()

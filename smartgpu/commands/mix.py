@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import exports
+from smartgpu import exports, launch
 from smartgpu.arrays import as_matrix
 from smartgpu.checkpoint import fingerprint
 from smartgpu.commands import other_rows
@@ -254,7 +254,7 @@ def run(config: Config, progress: bool) -> Done:
         how = given.arguments_with(config, x, seconds, progress)
         how |= {"report": finished.report, "done": finished.load()}
         try:
-            mixture = mix(x, tasks, config.n_tasks, config.n_rows, templates, **how)
+            mixture = launch.call(mix, x, tasks, config.n_tasks, config.n_rows, templates, **how)
         finally:
             finished.flush()
         seconds.update({stage: round(value, 4) for stage, value in mixture.seconds.items()})

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu import api, evaluation
+from smartgpu import api, evaluation, launch
 from smartgpu.arrays import as_count
 from smartgpu.checkpoint import fingerprint
 from smartgpu.commands import baseline, other_rows
@@ -142,9 +142,10 @@ def run(config: Config, command: str, progress: bool) -> Done:
             chosen = baseline.make(config, quality)
             selection = chosen(x, k, include=included, **limits, **elsewhere)
         elif command == "rank":
-            selection = api.rank(x, **call)
+            selection = launch.call(api.rank, x, **call)
         else:
-            selection = api.select(x, k, coverage=config.coverage, include=included, **limits, **call)
+            how = {"coverage": config.coverage, "include": included, **limits, **call}
+            selection = launch.call(api.select, x, k, **how)
         seconds.update({phase: round(value, 4) for phase, value in selection.seconds.items()})
         files = _write(folder, pool, x, selection, names, weigh=command == "select", seconds=seconds)
         selection = dataclasses.replace(selection, seconds=dict(seconds))

@@ -179,7 +179,9 @@ class Chooser:
             for j in selection.indices.tolist():
                 till.pay(j)
         plain = dataclasses.replace(self.job.options, progress=False, polish=None)
-        quiet = dataclasses.replace(self.job, options=plain)
+        quiet = dataclasses.replace(
+            self.job, options=plain, ranks=None
+        )  # cells in turn: each process fills all
 
         def choose(part: Part) -> Selection:
             got: list[Selection] = []

@@ -13,11 +13,11 @@ import numpy as np
 
 from smartgpu.arrays import as_count, as_similarity_matrix
 from smartgpu.backends import resolve
-from smartgpu.checkpoint import fingerprint
+from smartgpu.checkpoint import differences, fingerprint
 from smartgpu.constraints import Purse, Quotas, as_budget, as_costs, as_quotas, contradiction
 from smartgpu.job import Job, versions
 from smartgpu.labels import Label, Labels, as_labels
-from smartgpu.many import bar_groups, check_groups
+from smartgpu.many import bar_groups, check_groups, record
 from smartgpu.mixture.balance import Balance
 from smartgpu.mixture.cells import Cell, Cells, Rooms, Share, Units
 from smartgpu.mixture.choosing import Chooser
@@ -29,6 +29,7 @@ from smartgpu.near import RowSets
 from smartgpu.objectives import Modular, Objective, as_objective
 from smartgpu.options import make_options
 from smartgpu.parts import check_quotas
+from smartgpu.ranks import join
 from smartgpu.selection import Selection
 from smartgpu.similarity import Matrix, Similarity, choose
 
@@ -122,36 +123,44 @@ def mix(
     after tasks are selected where these, with their shares, cannot keep to the quotas.
     Source: arXiv 2403.08370, the steps and rounding of its published code (docs/smart.md).
     """
-    mixer = Mixer(
-        X,
-        tasks,
-        templates,
-        cost=cost,
-        method=method,
-        task_embeddings=task_embeddings,
-        task_similarity=task_similarity,
-        task_objective=task_objective,
-        row_objective=row_objective,
-        similarity=similarity,
-        temperature=temperature,
-        include=include,
-        drop=drop,
-        min_rows=min_rows,
-        max_rows=max_rows,
-        quotas=quotas,
-        given=given,
-        include_rows=include_rows,
-        exclude=exclude,
-        order=order,
-        full_order=full_order,
-        seed=seed,
-        backend=backend,
-        **options,
-    )
-    count, total = mixer.check_size(n_tasks, n_rows, budget)
-    done = done or {}
-    shares = mixer.share(mixer.rank(count, done, report), total)
-    return mixer.assemble(shares, mixer.chooser.choose_all(shares, done, report))
+    ranks = join(make_options({**options, "seed": seed, "backend": backend}))
+
+    def check() -> tuple[Mixer, int, int]:
+        mixer = Mixer(
+            X,
+            tasks,
+            templates,
+            cost=cost,
+            method=method,
+            task_embeddings=task_embeddings,
+            task_similarity=task_similarity,
+            task_objective=task_objective,
+            row_objective=row_objective,
+            similarity=similarity,
+            temperature=temperature,
+            include=include,
+            drop=drop,
+            min_rows=min_rows,
+            max_rows=max_rows,
+            quotas=quotas,
+            given=given,
+            include_rows=include_rows,
+            exclude=exclude,
+            order=order,
+            full_order=full_order,
+            seed=seed,
+            backend=backend,
+            **options,
+        )
+        mixer.job.ranks = ranks
+        return mixer, *mixer.check_size(n_tasks, n_rows, budget)
+
+    mixer, count, total = ranks.all_of(check)
+    ranks.agree(lambda: mixer.record(done or {}), differences)
+    with ranks.running():
+        done = done or {}
+        shares = mixer.share(mixer.rank(count, done, report), total)
+        return mixer.assemble(shares, mixer.chooser.choose_all(shares, done, report))
 
 
 class Mixer:
@@ -275,6 +284,18 @@ class Mixer:
             precomputed = self.kind.name == "precomputed"
             self.pool = self.pool[np.ix_(self.kept, self.kept)] if precomputed else self.pool[self.kept]
         self.seconds: dict[str, float] = {}
+
+    def record(self, done: Mapping) -> dict[str, Any]:
+        """What processes must have in common."""
+        said = {name: value for name, value in self.described.items() if name not in ("threads", "progress")}
+        rows = [*self.rows, *self.cells.rows]
+        return {
+            **record(self.job),
+            **said,
+            "tasks": [str(name) for name in self.names],
+            "rows": fingerprint(np.concatenate([[len(some) for some in rows], *rows])),
+            "done": [str(key) for key in done],
+        }
 
     def _include(self, wanted: list[int], labels: Labels) -> None:
         """The tasks that are chosen in any case: those that are named, then those of included rows."""
