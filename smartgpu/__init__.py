@@ -45,6 +45,7 @@ from smartgpu.objectives import (
     WeightedSum,
 )
 from smartgpu.options import Options
+from smartgpu.partition import select_partitioned
 from smartgpu.planning import Plan
 from smartgpu.reporting import report
 from smartgpu.selection import Assignment, Selection
@@ -121,6 +122,7 @@ __all__ = [
     "report",
     "select",
     "select_many",
+    "select_partitioned",
     "select_stream",
     "token_costs",
 ]

@@ -20,6 +20,7 @@ from smartgpu.objectives import NAMED, OBJECTIVES, FacilityLocation, GraphCut, L
 from smartgpu.objectives.quality import MISSING, SCALE, SCALES, check_alpha
 from smartgpu.objectives.targets import TARGETS
 from smartgpu.options import FALLBACKS, MAXIMIZERS, PRECISIONS, TIES
+from smartgpu.partition import PARTITIONS
 from smartgpu.reporting import DRAWS, PROJECTIONS, SAMPLE
 from smartgpu.similarity import KINDS, Rbf, Similarity, as_similarity
 
@@ -254,6 +255,19 @@ class Config:
     )
     quota_max: Sequence[str] | None = option(None, "most rows of a group", on=LIMITED, many=True, table=True)
     quota_exact: Sequence[str] | None = option(None, "rows of a group", on=LIMITED, many=True, table=True)
+    partition: str | None = option(
+        None,
+        "for pools too large for exact greedy: choose in the parts of a partition first, then among these",
+        on=("select",),
+        choices=PARTITIONS,
+        none="none, exactly",
+    )
+    parts: int | None = option(
+        None, "parts of --partition (default: of about 16,384 rows each)", on=("select",)
+    )
+    candidates: float | None = option(
+        None, "rows that all parts choose together, times k (default: 4)", on=("select",)
+    )
     include_rows: str | None = option(
         None, "rows that must be chosen (as --chosen): they are the first picks", on=LIMITED
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -35,6 +36,7 @@ def started() -> bool:
 def begin(backend: str) -> int:
     """Join the other processes; this one's rank. backend: as the command was told, the same in all of them."""
     global _crew
+    signal.signal(signal.SIGTERM, _stop)  # the launcher ends all when one has failed: keep the picks so far
     import torch
     import torch.distributed as dist
 
@@ -45,6 +47,10 @@ def begin(backend: str) -> int:
     # waiting for rank 0 to read takes no GPU
     _crew = Ranks(dist.new_group(backend="gloo", timeout=FOREVER), float("inf"))
     return _crew.rank
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def call(function: Callable[..., T], x: Any, *args: Any, **kwargs: Any) -> T:
@@ -69,6 +75,8 @@ def follow() -> NoReturn:
         except RankError as error:
             log.debug("%s", error)
             leave(1)
+        except KeyboardInterrupt:
+            leave(130)
         except Exception:  # rank 0 hears of it, and says it
             log.debug("where it came from:", exc_info=True)
 

@@ -348,19 +348,19 @@ def _deal(job: Job, X: Any, todo: Mapping[Any, Part], finish: Callable[[Any, Sel
                 finish(g, got)
 
 
-def deal(costs: Mapping[Any, float], size: int) -> list[list[list[Any]]]:
+def deal(costs: Mapping[Any, float], size: int, rounds: int = EXCHANGES) -> list[list[list[Any]]]:
     """For each of a few rounds what each of `size` processes does in it: keys, of about equal cost."""
     order = sorted(costs, key=lambda g: -costs[g])  # stable: the same on all processes
-    total, rounds, spent = sum(costs.values()), [], np.inf
+    total, out, spent = sum(costs.values()), [], np.inf
     for g in order:
-        if spent >= total / EXCHANGES:
-            rounds.append([[] for _ in range(size)])
+        if len(out) < rounds and spent >= total / rounds:
+            out.append([[] for _ in range(size)])
             loads, spent = np.zeros(size), 0.0
         rank = int(loads.argmin())
-        rounds[-1][rank].append(g)
+        out[-1][rank].append(g)
         loads[rank] += costs[g]
         spent += costs[g]
-    return rounds
+    return out
 
 
 def _alike(job: Job, part: Part) -> bool:

@@ -16,6 +16,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,8 +24,9 @@ import numpy as np
 T = TypeVar("T")
 
 WORLD = "world"  # process_group: the group that init_process_group() made
-BLOCK = 96  # represented rows are dealt out in blocks of so many: whole groups of rows of every product
-MOST = 1024  # ranks; pools of fewer blocks than that have smaller ones
+BLOCK = 1152  # represented rows are dealt out in blocks of so many, whole tiles, where each rank gets FEW of them; else
+FEW = 4  # in MOST blocks. A pair has one value wherever it is computed: no result depends on how rows are dealt out
+MOST = 1024  # ranks
 TAG = (1 << 20) - 1  # of what a sum is of, sent with it: the sum of MOST of them fits 32 bits
 CHUNK = 1 << 26  # bytes of an array sent at once
 SPIN, LOOK, GRACE = (
@@ -39,8 +41,8 @@ class RankError(RuntimeError):
 
 
 def share(r: int, rank: int, size: int) -> slice:
-    """The rows of one rank: whole blocks, whose boundaries depend on r alone, in order and as evenly as they go."""
-    block = min(BLOCK, max(1, r // MOST))
+    """The rows of one rank: whole blocks, in order and as evenly as they go."""
+    block = BLOCK if r >= FEW * BLOCK * size else max(1, r // MOST)
     blocks = -(-r // block)
     return slice(min(blocks * rank // size * block, r), min(blocks * (rank + 1) // size * block, r))
 
@@ -244,22 +246,32 @@ class Ranks:
     def _wait(self, start: Callable[[], Any]) -> None:
         """Start a collective and wait for it: no longer than `timeout`, and only while nobody has failed."""
         begin = time.perf_counter()
-        look = begin + LOOK
         try:
             work = start()
-            while not work.is_completed():
-                now = time.perf_counter()
-                time.sleep(20e-6 if now - begin < SPIN else 500e-6)
-                if now > look:
-                    look = now + LOOK
-                    self._raise_failed()
-                    if now - begin > self.timeout:
-                        self._lost(None)
-            work.wait()
+            while not self._done(work):
+                self._raise_failed()
+                if time.perf_counter() - begin > self.timeout:
+                    self._lost(None)
         except RankError:
             raise
         except RuntimeError as error:
             self._lost(error)
+
+    def _done(self, work: Any) -> bool:
+        """Wait for it until it is time to look at the store; whether it is done."""
+        if self._device is None:
+            try:
+                return work.wait(timedelta(seconds=LOOK))
+            except RuntimeError:
+                if work.is_completed():  # it failed; else it goes on, and can be waited for again
+                    raise
+                return False
+        end = time.perf_counter() + LOOK  # a wait for NCCL that runs out would end the group
+        while not work.is_completed():
+            if time.perf_counter() > end:
+                return False
+            time.sleep(20e-6)
+        return work.wait()
 
     # -- failures --------------------------------------------------------------------------------------------------
 

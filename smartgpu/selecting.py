@@ -119,6 +119,7 @@ class Call:
     clock: _Clock | None = None
     ground: Ground | None = None  # where calls on one pool share it
     ranks: Ranks | None = None  # the processes that choose together
+    look: Callable[[State], None] | None = None  # at the state after the last pick
 
     def __post_init__(self) -> None:
         self.clock = self.clock or _Clock()
@@ -221,6 +222,9 @@ class Call:
             compiled, swept = ground.engine.compiling(), ground.sweeps
         states, runs = self._runs(ground, kept)
         best = max(runs, key=lambda run: run.reached)  # the first of equals
+        if self.look is not None:
+            with job.failures(self.memory), one_thread():
+                self.look(states[runs.index(best)])
         order = "gain / cost" if self.money is not None and best is runs[0] else "gain"
         said: dict[str, Any] = {}
         if options.polish is not None:

@@ -46,6 +46,7 @@ class Selection:
     bound        of polish=: no choice within the limits has a larger f; `gap` is 1 - value / bound; else None
     together     of process_group=: processes, the sums that they made together (messages), and the bytes of these that
                  each gave; else None
+    approximation  of select_partitioned(): how rows were found and what can be said of the loss; else None
     """
 
     indices: np.ndarray
@@ -67,6 +68,7 @@ class Selection:
     polished: dict[str, Any] | None = None
     bound: float | None = None
     together: dict[str, Any] | None = None
+    approximation: dict[str, Any] | None = None
     _spec: Any = field(default=None, repr=False, compare=False)  # the similarity, for assign()
 
     @property
@@ -107,6 +109,7 @@ class Selection:
                 f"  f(S)     {self.value:.6g}, gains {first} down to {last}",
                 *self._polished_text(),
                 *limits,
+                *self._approximated_text(),
                 f"  rows     {head}",
                 f"  work     {self.evaluations} gains, {self.sweeps:.2f} sweeps, {self.backend} {self.dtype}"
                 f"{_together_text(self.together)}",
@@ -122,6 +125,21 @@ class Selection:
         gap = "" if self.gap is None else f", within {self.gap:.2%} of the best possible"
         return [f"  polished {done['before']:.6g} before, {done['swaps']} swaps, {how}{gap}"]
 
+    def _approximated_text(self) -> list[str]:
+        if self.approximation is None:
+            return []
+        said = self.approximation
+        lines = [
+            f"  by       {said['method']}: {said['parts']} parts ({said['partition']}), {said['candidates']} candidates"
+        ]
+        lines[0] += "" if said["share"] is None else f"; f(S) is {said['share']:.2%} of f(V)"
+        if "sampled" in said:
+            last = f", the last pick added {self.gains[-1]:.5g}" if self.k else ""
+            lines.append(
+                f"  left     of {said['sampled']} random rows the best would add {said['largest_gain']:.5g}{last}"
+            )
+        return lines
+
     def prefix(self, k: int) -> Selection:
         """The first k picks, which are the greedy selection of k rows."""
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 < k <= self.k:
@@ -132,7 +150,9 @@ class Selection:
         if by in ("stochastic", "sieve") and self.polished is None and k < self.k:
             raise ValueError(f"a prefix of a {by} selection is no {by} selection: select again with k")
         gains = self.gains[:k]
-        how = {"polished": None, "bound": None} if k < self.k else {}  # those are of all rows
+        how = (
+            {"polished": None, "bound": None, "approximation": None} if k < self.k else {}
+        )  # those are of all rows
         return replace(
             self, indices=self.indices[:k], gains=gains, value=self.base_value + float(gains.sum()), **how
         )
@@ -171,6 +191,7 @@ class Selection:
             "seconds": self.seconds,
             "versions": self.versions,
             **({} if self.together is None else {"together": self.together}),
+            **({} if self.approximation is None else {"approximation": self.approximation}),
         }
 
     def save(self, path: str | Path) -> Path:

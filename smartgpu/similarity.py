@@ -28,6 +28,7 @@ class Similarity:
     positive_semidefinite: ClassVar[bool] = True
     squared_norms: ClassVar[bool] = False  # the map needs |x|^2 and |y|^2 too
     signed: ClassVar[bool] = False  # s may be negative
+    by_row: ClassVar[bool] = True  # prepared features of a row do not depend on other represented rows
 
     def describe(self) -> dict:
         return {"name": self.name, **{f.name: getattr(self, f.name) for f in fields(self)}}
@@ -62,6 +63,7 @@ class Dot(Similarity):
     """s = x.y"""
 
     name: ClassVar[str] = "dot"
+    by_row: ClassVar[bool] = False
     signed: ClassVar[bool] = True
     affine: ClassVar = (1.0, 0.0)
 
@@ -98,6 +100,7 @@ class MaxMinusSqeuclidean(Similarity):
     """s = M - |x - y|^2, M the largest squared distance of any pair (apricot's default); one more pass over all."""
 
     name: ClassVar[str] = "max_minus_sqeuclidean"
+    by_row: ClassVar[bool] = False
     positive_semidefinite: ClassVar[bool] = False
     squared_norms: ClassVar[bool] = True
 
@@ -107,6 +110,7 @@ class Precomputed(Similarity):
     """s_ij = X[i, j]: X is the matrix itself, dense or CSR, n x n or represented x candidates."""
 
     name: ClassVar[str] = "precomputed"
+    by_row: ClassVar[bool] = False
 
 
 KINDS: dict[str, type[Similarity]] = {
@@ -149,6 +153,7 @@ class Geometry:
     unit  a power of two (1 unless the kind is unbounded)
     gamma the resolved factor of the distance kinds: s = exp(-gamma D^2) or exp(-gamma D)
     top   M of max_minus_sqeuclidean in prepared units, found by the backend; None before that
+    first the number of the candidate that the first represented row is, where these are a run of them; else None
     """
 
     kind: Similarity
@@ -157,6 +162,7 @@ class Geometry:
     unit: float = 1.0
     gamma: float = 0.0
     top: float | None = None
+    first: int | None = None
 
     @property
     def same(self) -> bool:
@@ -164,15 +170,15 @@ class Geometry:
 
     def swapped(self) -> Geometry:
         """Candidates as represented rows, and these as candidates."""
-        return replace(self, x=self.rows, rows=self.x)
+        return replace(self, x=self.rows, rows=self.x, first=None)
 
     def columns(self, cols: np.ndarray) -> Geometry:
         """The same with these candidates alone."""
-        return replace(self, x=self.x[cols])
+        return replace(self, x=self.x[cols], first=None)
 
     def part(self, rows: slice) -> Geometry:
         """The same with these represented rows alone: not a copy."""
-        return replace(self, rows=self.rows[rows])
+        return replace(self, rows=self.rows[rows], first=rows.start if self.same else None)
 
 
 @dataclass

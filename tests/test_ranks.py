@@ -36,10 +36,13 @@ from smartgpu import (
     SaturatedCoverage,
     SumRedundancy,
 )
+from smartgpu.backends.numpy import NumpyBackend
 from smartgpu.cli import main
 from smartgpu.many import deal
 from smartgpu.objectives.set_function import SetFunction
 from smartgpu.ranks import BLOCK, MOST, RankError, share
+from smartgpu.ranks import FEW as FEW_BLOCKS
+from smartgpu.workers import Workers
 
 N, D = 2100, 12  # more pairs than are stored unasked: bounds, sweeps, batches, then survivors
 FEW = 230
@@ -309,7 +312,7 @@ def test_all_ways_of_facility_location_were_gone(selections):
 # -- shares ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("r", [1, 2, 7, 1000, BLOCK * MOST - 1, BLOCK * MOST + 5, 10**9])
+@pytest.mark.parametrize("r", [1, 2, 7, 1000, FEW_BLOCKS * BLOCK * 2, 10**6, 10**9])
 @pytest.mark.parametrize("size", [1, 2, 3, 64])
 def test_shares_are_whole_blocks_of_all_rows(r, size):
     if r < size:
@@ -317,9 +320,34 @@ def test_shares_are_whole_blocks_of_all_rows(r, size):
     shares = [share(r, rank, size) for rank in range(size)]
     assert [s.start for s in shares] == [0, *(s.stop for s in shares[:-1])] and shares[-1].stop == r
     sizes = [s.stop - s.start for s in shares]
-    block = min(BLOCK, max(1, r // MOST))
-    assert all(s.start % block == 0 for s in shares)  # of the pool alone
+    block = BLOCK if r >= FEW_BLOCKS * BLOCK * size else max(1, r // MOST)
+    assert all(s.start % block == 0 for s in shares)
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 2 * block
+
+
+@pytest.mark.parametrize("first", [0, BLOCK, 2 * BLOCK, 100])
+def test_tiles_of_a_share_that_serve_both_sides(first):
+    """A run of the candidates as represented rows, against the same rows by themselves."""
+    x = np.concatenate([X, X[:2000]])
+    kind = smartgpu.similarity.Cosine()
+    whole = NumpyBackend.prepare(kind, x, workers=Workers(1))
+    rows = slice(first, len(x) if first == 2 * BLOCK else first + BLOCK)
+    run, apart = whole.part(rows), whole.part(rows)
+    apart.first = None
+    weights = np.random.default_rng(1).integers(1 << 30, size=rows.stop - rows.start)
+    got, expected = [], []
+    for out, part in ((got, run), (expected, apart)):
+        backend = NumpyBackend(part, threads=2, memory=1 << 30)
+        assert (backend.own is not None) == (part is run and first != 100)
+        level = backend.new_level()
+        backend.raise_level(level, np.array([5, 900]))
+        found = backend.survivors(level)
+        out += [backend.excess(level), backend.excess(level, backend.new_weights(weights)), backend.totals()]
+        out += [found.ptr, found.rows, found.raw]
+        out.append(backend.sweep_pairs)
+    for one, other in zip(got[:-1], expected[:-1], strict=True):
+        assert np.array_equal(one, other)
+    assert (got[-1] < expected[-1]) == (first != 100)
 
 
 # -- what is refused, and what happens when a process fails ----------------------------------------------------------

@@ -131,6 +131,24 @@ class NumpyBackend:
     def blocks(self, n: int) -> list[slice]:
         return [slice(i, min(i + self.block_size, n)) for i in range(0, n, self.block_size)]
 
+    @property
+    def own(self) -> int | None:
+        """The stripe of candidates that are the first block of rows, where blocks of rows are stripes; else None.
+
+        A tile of two such blocks serves both its sides.
+        """
+        if self.source.symmetric:
+            return 0
+        first, size = self.source.run, self.block_size
+        if first is None or first % size or ((first + self.r) % size and first + self.r < self.n):
+            return None
+        return first // size
+
+    @property
+    def sweep_pairs(self) -> int:
+        """Pairs that a sweep computes."""
+        return self.r * self.n - (0 if self.own is None else self.r * (self.r - 1) // 2)
+
     def _find_top(self) -> None:
         """M of max_minus_sqeuclidean, the largest squared distance of any pair of candidates or represented rows."""
         lowest = [0.0]
@@ -215,7 +233,7 @@ class NumpyBackend:
     def _sweep(self, level: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray:
         """One pass over all pairs, reduced over i; a symmetric tile above the diagonal serves both its sides."""
         source, blocks = self.source, self.blocks(self.n)
-        rows = self.blocks(self.r)
+        rows, own = self.blocks(self.r), self.own
         out = np.zeros(self.n, np.int64)
         lock = threading.Lock()
 
@@ -224,19 +242,20 @@ class NumpyBackend:
             m, panel = j.stop - j.start, source.panel(j)
             width = source.width(m)
             mine, across = np.zeros(m, np.int64), {}
-            for at, i in enumerate(rows[: number + 1] if source.symmetric else rows):
+            place = number - own if own is not None and own <= number < own + len(rows) else None
+            for at, i in enumerate(rows if place is None else rows[: place + 1]):
                 raw = self._quantised(source, i, i.stop - i.start, panel, width, m)
-                if source.symmetric and at < number:
-                    across[at] = self._reduce(raw.T, level, j, weights)
+                if place is not None and at < place:
+                    across[own + at] = self._reduce(raw.T, level, rows[place], weights)
                 mine += self._reduce(raw, level, i, weights)
             with lock:
                 out[j] += mine
-                for at, sums in across.items():
-                    out[rows[at]] += sums
+                for stripe, sums in across.items():
+                    out[blocks[stripe]] += sums
 
         order = range(len(blocks) - 1, -1, -1) if source.symmetric else range(len(blocks))
         self.workers.run(work, order, "sweep")
-        self.pairs += self.n * (self.n + 1) // 2 if source.symmetric else self.r * self.n
+        self.pairs += self.sweep_pairs
         return out
 
     def _reduce(
@@ -312,7 +331,7 @@ class NumpyBackend:
     ) -> Survivors:
         """All pairs with q_ij > level_i, stored by column: one sweep, half of one where rows are candidates."""
         full = self.whole_weights(weights)
-        self.pairs += self.n * (self.n + 1) // 2 if self.source.symmetric else self.r * self.n
+        self.pairs += self.sweep_pairs
         found = survivors(self, level, full)
         if cap is not None:
             found.clip(cap)

@@ -37,16 +37,26 @@ def shard(start: Callable[[Any], Backend], pool: Geometry | Matrix, ranks: Group
     if isinstance(pool, Geometry) and isinstance(pool.kind, MaxMinusSqeuclidean) and pool.top is None:
         start(pool)  # finds the largest distance, of any pair: a sweep that every rank makes
     r = pool.shape[0] if isinstance(pool, Matrix) else len(pool.rows)
-    return start(pool) if r < ranks.size else Sharded(start, pool, r, ranks)
+    if r < ranks.size:
+        return start(pool)
+    return Sharded(start, pool, _part(pool, ranks.share(r)), r, ranks)
 
 
 class Sharded:
     """The protocol of smartgpu.backends.Backend over r rows in all; levels, caps and weights are those of its share."""
 
-    def __init__(self, start: Callable[[Any], Backend], pool: Geometry | Matrix, r: int, ranks: Group):
+    def __init__(
+        self,
+        start: Callable[[Any], Backend],
+        pool: Geometry | Matrix,
+        part: Geometry | Matrix,
+        r: int,
+        ranks: Group,
+    ):
+        """part: the pool with this rank's represented rows alone, of r."""
         self.ranks, self.r, self.rows = ranks, r, ranks.share(r)
         self._start, self._pool = start, pool
-        self.inner = inner = start(_part(pool, self.rows))
+        self.inner = inner = start(part)
         self.name, self.dtype, self.remote, self.rounded = (
             inner.name,
             inner.dtype,

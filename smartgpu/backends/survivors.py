@@ -203,9 +203,10 @@ def _at(running: np.ndarray, ends: np.ndarray) -> np.ndarray:
 def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | None) -> Survivors:
     """Build from tiles: one stripe of candidates after the other, its pairs appended when its last tile is done.
 
-    Where rows are candidates, tile (I, J), I <= J, gives the pairs of candidates I with rows J and of J with rows I.
+    Where rows are candidates (all, or a run of them), tile (I, J), I <= J, gives the pairs of candidates I with rows J
+    and of J with rows I.
     """
-    source, n = backend.source, backend.n
+    source, n, own = backend.source, backend.n, backend.own
     stripes, rows = backend.blocks(n), backend.blocks(backend.r)
     pending: dict[int, list] = defaultdict(list)
     dtype = row_type(backend.r)
@@ -216,6 +217,7 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
 
     def stripe_work(s: int, stripe: slice, panel: object) -> None:
         m = stripe.stop - stripe.start
+        place = s - own if own is not None and own <= s < own + len(rows) else None
 
         def work(at: int) -> None:
             if at < 0:  # the stripe before goes to its place meanwhile
@@ -224,12 +226,15 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
             i = rows[at]
             raw = np.ascontiguousarray(backend.raw_tile(i, panel, m))
             pending[s].append(_by_candidate(raw, level[i], i.start, dtype))
-            if source.symmetric and at > s:  # s_ij = s_ji: the same tile, candidates I, rows of the stripe
-                pending[at].append(_by_row(raw, level[stripe], stripe.start, dtype))
+            if (
+                place is not None and at > place
+            ):  # s_ij = s_ji: the same tile, candidates I, rows of the stripe
+                here = rows[place]
+                pending[own + at].append(_by_row(raw, level[here], here.start, dtype))
 
-        tiles = range(s if source.symmetric else 0, len(rows))
-        for at in (s, *tiles):
-            pending[at]  # the lists exist before threads append to them
+        tiles = range(place or 0, len(rows))
+        for stripe_at in (s, *(own + at for at in tiles if place is not None)):
+            pending[stripe_at]  # the lists exist before threads append to them
         backend.workers.run(work, tiles if ready is None else [-1, *tiles])
 
     for s, stripe in enumerate(backend.workers.bar(stripes, len(stripes), "survivors")):

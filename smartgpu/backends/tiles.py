@@ -17,6 +17,7 @@ class Features:
     def __init__(self, pool: Geometry, rows: np.ndarray, cols: np.ndarray, norms: dict[int, np.ndarray]):
         self.pool, self.rows, self.cols = pool, rows, cols
         self.symmetric = rows is cols
+        self.run = pool.first if rows is pool.rows else None  # which candidates the rows are
         self.layout = blas.find_layout(cols.shape[1])
         self.block, self.dtype = self.layout.block, np.dtype(self.layout.dtype).name
         self.norms = [
@@ -76,6 +77,7 @@ class Entries:
     """Tiles of s from a precomputed matrix, dense or sparse by column."""
 
     symmetric = False
+    run = None
     pad = 0
     block = ROWS
     dtype = "float32"

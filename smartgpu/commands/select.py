@@ -13,7 +13,7 @@ import numpy as np
 from smartgpu import api, evaluation, launch
 from smartgpu.arrays import as_count
 from smartgpu.checkpoint import fingerprint
-from smartgpu.commands import baseline, other_rows
+from smartgpu.commands import baseline, other_rows, partition
 from smartgpu.commands.fields import check_limits, cost_record, quality_objective, read_limits
 from smartgpu.commands.folder import ARRAYS, Folder, check_outside
 from smartgpu.commands.source import Seconds, read_chosen, read_source
@@ -77,6 +77,7 @@ class Done:
 def dry_run(config: Config) -> dict[str, Any]:
     """Refuse what can be refused without the pool, by the same call on a pool of one row; the call's arguments."""
     baseline.check(config)
+    partition.check(config)
     config.quality_options()
     check_limits(config)
     target = other_rows.check(config)
@@ -141,6 +142,8 @@ def run(config: Config, command: str, progress: bool) -> Done:
         if config.baseline is not None:
             chosen = baseline.make(config, quality)
             selection = chosen(x, k, include=included, **limits, **elsewhere)
+        elif config.partition is not None:
+            selection = partition.select(config, x, k, call)
         elif command == "rank":
             selection = launch.call(api.rank, x, **call)
         else:

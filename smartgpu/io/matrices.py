@@ -17,8 +17,17 @@ NAMES = ("embeddings", "embedding", "vector")
 _SAFETENSORS = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "BF16": np.uint16}
 
 
-def read_arrays(files: Sequence[Path], fmt: str, field: str | None) -> tuple[np.ndarray, tuple[int, ...]]:
+def new_matrix(shape: tuple[int, int], dtype: Any, into: Path | None) -> np.ndarray:
+    """An empty matrix: in memory, or as the .npy file `into`."""
+    return np.empty(shape, dtype) if into is None else np.lib.format.open_memmap(into, "w+", dtype, shape)
+
+
+def read_arrays(
+    files: Sequence[Path], fmt: str, field: str | None, into: Path | None = None
+) -> tuple[np.ndarray, tuple[int, ...]]:
     """The matrices of npy, npz or safetensors files, one below the other, and the rows of each.
+
+    into     a .npy file that they are copied to where they are several; None: they go to memory
 
     returns  (n, d) float16 | float32 | float64, a read-only memmap where there is one file that allows it
     raises   ValueError naming the file: unreadable, not 2-D, not floating point, another d or dtype than the
@@ -32,7 +41,11 @@ def read_arrays(files: Sequence[Path], fmt: str, field: str | None) -> tuple[np.
                 f"{path}: {part.shape[1]} features of {part.dtype}, but"
                 f" {parts[0].shape[1]} of {parts[0].dtype} in {files[0]}"
             )
-    return parts[0] if len(parts) == 1 else np.concatenate(parts), tuple(len(part) for part in parts)
+    counts = tuple(len(part) for part in parts)
+    if len(parts) == 1:
+        return parts[0], counts
+    out = new_matrix((sum(counts), parts[0].shape[1]), parts[0].dtype, into)
+    return np.concatenate(parts, out=out), counts
 
 
 def _checked(x: np.ndarray, where: object) -> np.ndarray:
@@ -201,8 +214,13 @@ def to_column(x: np.ndarray, kind: pa.DataType | None = None) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, type=kind)
 
 
-def stream_parquet(files: Sequence[Path], field: str | None) -> tuple[np.ndarray, tuple[int, ...]]:
-    """One embedding column of parquet shards, the others unread: memory is the result and one batch."""
+def stream_parquet(
+    files: Sequence[Path], field: str | None, into: Path | None = None
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """One embedding column of parquet shards, the others unread: memory is the result and one batch.
+
+    into: a .npy file that the result is written to instead.
+    """
     out, start, counts = None, 0, []
     for path in files:
         with open_parquet(path) as handle:
@@ -222,7 +240,7 @@ def stream_parquet(files: Sequence[Path], field: str | None) -> tuple[np.ndarray
                     x = from_column(pa.chunked_array([batch.column(name)]), f"{path}, field {name!r}", read)
                     read += len(x)
                     if out is None:
-                        out = np.empty((sum(counts), x.shape[1]), x.dtype)
+                        out = new_matrix((sum(counts), x.shape[1]), x.dtype, into)
                     if x.shape[1] != out.shape[1] or x.dtype != out.dtype:
                         raise ValueError(
                             f"{path}: {x.shape[1]} features of {x.dtype}, but"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,39 @@ def read_embeddings(path: str | Path, *, field: str | None = None) -> np.ndarray
             f"{path}: no embeddings; expected a field named {', '.join(matrices.NAMES)}, or its name"
         )
     return x
+
+
+def map_embeddings(path: str | Path, into: str | Path, *, field: str | None = None) -> np.ndarray:
+    """Embeddings of any size, read as they are used: what select_partitioned() takes.
+
+    path     .npy, .npz, .safetensors, parquet: a file, a folder of shards, a glob
+    into     a .npy file to which several files, or parquet, are copied, batch by batch; written whole, or not at all
+    field    as for `read_embeddings`
+    returns  (n, d) a read-only memmap: of the file itself where it is one .npy or .safetensors, else of `into`
+    raises   as `read_embeddings`
+    """
+    found, fmt = _files.find_files(path)
+    into = Path(into).expanduser()
+    if into.suffix != ".npy":
+        raise ValueError(f"into must be a file name that ends in .npy, got {str(into)!r}")
+    if into.resolve() in {file.resolve() for file in found}:
+        raise ValueError(f"into must not be a file of the pool, got {str(into)!r}")
+    part = into.with_name(f".{into.name}.part")
+    try:
+        if fmt == "parquet":
+            x = matrices.stream_parquet(found, field, part)[0]
+        elif fmt in _files.BARE:
+            x = matrices.read_arrays(found, fmt, field, part)[0]
+        else:
+            raise ValueError(f"{path}: must be npy, npz, safetensors or parquet, got {fmt}")
+        if not part.exists():
+            return x
+        x.flush()
+        del x
+        os.replace(part, into)
+    finally:
+        part.unlink(missing_ok=True)
+    return np.load(into, mmap_mode="r")
 
 
 def _as_array(values: list) -> Values:

@@ -15,7 +15,7 @@ import numpy as np
 
 from smartgpu.backends import Backend, find_backend, open_backend
 from smartgpu.backends.linear import LinearFeatures, Wide
-from smartgpu.backends.sharded import shard
+from smartgpu.backends.sharded import Sharded, shard
 from smartgpu.checkpoint import fingerprint
 from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.cost import Cost, Shape
@@ -151,10 +151,23 @@ class Ground:
     def backend(self, represented: np.ndarray | None = None) -> Backend:
         key = id(represented)
         if key not in self._backends:
-            pool = self.x if isinstance(self.x, Matrix) else self.geometry(represented)
             start = functools.partial(open_backend, self._name, **self._how)
-            self._backends[key] = start(pool) if self.ranks is None else shard(start, pool, self.ranks)
+            if self.apart(represented):  # of rows that are not candidates, each process prepares its own
+                rows, r = self.ranks.share(len(represented)), len(represented)
+                pool = self.engine.prepare(
+                    self.kind, self.x, represented[rows], workers=self.workers, **self._how
+                )
+                self._backends[key] = Sharded(start, pool, pool, r, self.ranks)
+            else:
+                pool = self.x if isinstance(self.x, Matrix) else self.geometry(represented)
+                self._backends[key] = start(pool) if self.ranks is None else shard(start, pool, self.ranks)
         return self._backends[key]
+
+    def apart(self, represented: Any) -> bool:
+        """Whether no process has the features of all these rows: they are a row's own, and dealt out."""
+        if self.ranks is None or represented is None or not self.kind.by_row or self.engine.remote:
+            return False
+        return len(represented) >= self.ranks.size
 
     def features(self, represented: np.ndarray | None = None) -> tuple[LinearFeatures, LinearFeatures]:
         """Candidates' and represented rows' features, of one geometry, in float64 arithmetic."""

@@ -155,7 +155,7 @@ class FacilityLocationState:
         )
         self.stored: tuple[Any, np.ndarray] | None = None
         self.cheap = None
-        if ground.kind.affine is not None:
+        if ground.kind.affine is not None and not ground.apart(spec.represented):
             d, room = ground.x.shape[1], self.backend.memory - self.backend.held()
             size = self.backend.sizes.cheap_bounds(self.n, self.backend.r)
             if CheapBounds.pay(*self.like, d) and size <= room:

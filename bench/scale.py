@@ -1,0 +1,246 @@
+"""Selections by several processes, and by partitions: time, messages, memory, and ten runs that are killed.
+
+python bench/scale.py [processes] [partition] [kills] [--out FILE] [--quick]
+
+processes   two processes of one thread over gloo against one process of two, on Alpaca (SMARTGPU_DATA): k = 5,000
+partition   k = 10,000 of 2,000,000 x 64 on disk in 16 bits, two processes within 2 GB each; and on 50,000 of its rows,
+            what partition greedy's choice is worth beside exact greedy's
+kills       a process of two or three killed at ten random moments; the command goes on with another number
+Ten to twenty minutes on two cores; with --quick, on small pools, a minute or two. One JSON line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+import smartgpu
+from bench.cases import ROOT, alpaca_path
+from bench.machine import describe
+from bench.run import append
+
+D, K, BLOCK = 64, 10_000, 1 << 16
+PARTS, CANDIDATES, MEMORY = 250, 2.0, "1.2GB"  # of what selections allocate; the pool's pages, Python and torch come to it
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def start(rank: int, size: int, port: int, work: Callable[..., Any], arguments: tuple, folder: str) -> None:
+    """One process of a group: what work(*arguments) gives, to a file."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    found = work(*arguments)
+    found["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def together(size: int, work: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
+    """What each of `size` processes gives."""
+    import torch
+
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory() as folder:
+        how = (size, store.port, work, arguments, folder)
+        torch.multiprocessing.spawn(start, how, nprocs=size)
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def select_alpaca(path: str, n: int, k: int, threads: int, memory: str, group: str | None) -> dict[str, Any]:
+    x = np.load(path)[:n]
+    begin = time.perf_counter()
+    got = smartgpu.select(x, k, backend="numpy", threads=threads, memory=memory, process_group=group)
+    return {
+        "seconds": time.perf_counter() - begin,
+        "indices": got.indices.tolist(),
+        "sweeps": got.sweeps,
+        "evaluations": got.evaluations,
+        "phases": got.seconds,
+        **(got.together or {}),
+    }
+
+
+def processes(quick: bool) -> Iterator[dict[str, Any]]:
+    path = alpaca_path()
+    if not path.exists():
+        return
+    n, k, repeats = (6000, 300, 1) if quick else (52_002, 5000, 2)
+    one, two = [], []
+    for _ in range(repeats):
+        two.append(together(2, select_alpaca, str(path), n, k, 1, "1.5GB", "world")[0])
+        one.append(together(1, select_alpaca, str(path), n, k, 2, "3GB", None)[0])
+    assert all(run["indices"] == one[0]["indices"] for run in [*one, *two])
+    for name, runs in (("one process, two threads", one), ("two processes, one thread each", two)):
+        seconds = float(np.median([run["seconds"] for run in runs]))
+        row = {"what": "processes", "run": name, "n": n, "k": k, "seconds": seconds, "repeats": repeats}
+        row |= {name: runs[0][name] for name in ("sweeps", "evaluations", "phases", "peak_mb")}
+        if "messages" in runs[0]:
+            base = float(np.median([run["seconds"] for run in one]))
+            row |= {"messages": runs[0]["messages"], "bytes": runs[0]["bytes"], "ratio": seconds / base}
+            row |= {"messages_per_pick": row["messages"] / k, "bytes_per_pick": row["bytes"] / k}
+        yield row
+
+
+# -- a partition -------------------------------------------------------------------------------------------------------
+
+
+def write_pool(path: Path, n: int) -> None:
+    """Seeded: 2,000 clusters of unlike sizes around a common direction, in 16 bits, block by block."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((2000, D)) + 0.5
+    share = rng.pareto(1.5, 2000) + 0.2
+    out = np.lib.format.open_memmap(path, "w+", np.float16, (n, D))
+    for i in range(0, n, BLOCK):
+        m = min(BLOCK, n - i)
+        out[i : i + m] = centres[rng.choice(2000, m, p=share / share.sum())] + 0.8 * rng.standard_normal(
+            (m, D)
+        )
+    out.flush()
+
+
+def select_parts(path: str, k: int, parts: int, memory: str | None, group: str | None) -> dict[str, Any]:
+    x = np.load(path, mmap_mode="r")
+    begin = time.perf_counter()
+    how = {"backend": "numpy", "threads": 1, "memory": memory, "process_group": group}
+    got = smartgpu.select_partitioned(x, k, parts=parts, candidates=CANDIDATES, **how)
+    seconds = time.perf_counter() - begin
+    return {
+        "seconds": seconds,
+        "rows_per_second": len(x) / seconds,
+        "value": got.value,
+        "phases": got.seconds,
+        **{name: value for name, value in got.approximation.items() if name != "method"},
+        **(got.together or {}),
+    }
+
+
+def partition(quick: bool) -> Iterator[dict[str, Any]]:
+    n, k, few = (40_000, 400, 4000) if quick else (2_000_000, K, 50_000)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "pool.npy")
+        write_pool(path, few)
+        own = max(1, k * few // n)  # as many of as many
+        exact = smartgpu.select(np.load(path), own, backend="numpy", threads=2)
+        found = select_parts(str(path), own, 25, None, None)
+        yield {
+            "what": "partition beside exact",
+            "n": few,
+            "d": D,
+            "k": own,
+            "exact": exact.value,
+            "of_exact": found["value"] / exact.value,
+            **found,
+        }
+        write_pool(path, n)
+        runs = together(2, select_parts, str(path), k, 25 if quick else PARTS, MEMORY, "world")
+        peak = max(run["peak_mb"] for run in runs)
+        yield {"what": "partition", "n": n, "d": D, "k": k, "memory": MEMORY, **runs[0], "peak_mb": peak}
+
+
+# -- kills -------------------------------------------------------------------------------------------------------------
+
+
+def launch(size: int, pool: Path, k: int, out: Path) -> subprocess.Popen:
+    """The command under torchrun, a group of processes of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    command += ["-m", "smartgpu", "select", str(pool), "-k", str(k), "--out", str(out), "--backend", "numpy"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, env=env, **how)
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The processes that it has started."""
+    try:
+        text = Path(f"/proc/{launcher}/task/{launcher}/children").read_text()
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def kills(quick: bool) -> Iterator[dict[str, Any]]:
+    n, k, count = (8000, 800, 2) if quick else (16_000, 6000, 10)
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Path(folder, "pool.npy")
+        np.save(pool, rng.standard_normal((n, D)).astype(np.float32))
+        begin = time.perf_counter()
+        whole = launch(2, pool, k, Path(folder, "whole"))
+        whole.communicate()
+        seconds = time.perf_counter() - begin
+        expected = smartgpu.Selection.load(Path(folder, "whole", "selection.npz"))
+        same, named, told, kept = 0, 0, [], 0
+        for number in range(count):
+            out, sizes = Path(folder, str(number)), [2, 3] if number % 2 else [3, 2]
+            run = launch(sizes[0], pool, k, out)
+            time.sleep(float(rng.uniform(0.35, 0.95)) * seconds)  # somewhere in the selection
+            victims = ranks_of(run.pid)
+            killed = time.perf_counter()
+            if victims:
+                os.kill(victims[int(rng.integers(1, len(victims)))], signal.SIGKILL)
+            _, errors = run.communicate()
+            told.append(time.perf_counter() - killed)
+            named += "ended the run: it does not answer" in errors
+            kept += (out / ".partial" / "picks.npz").exists()
+            again = launch(sizes[1], pool, k, out)
+            again.communicate()
+            got = smartgpu.Selection.load(out / "selection.npz")
+            same += (
+                got.indices.tolist() == expected.indices.tolist()
+                and got.gains.tolist() == expected.gains.tolist()
+            )
+        yield {
+            "what": "kills",
+            "n": n,
+            "d": D,
+            "k": k,
+            "kills": count,
+            "identical": same,
+            "with_checkpoint": kept,
+            "named_by_rank_0": named,
+            "seconds_to_the_end_of_all": [round(s, 2) for s in told],
+        }
+
+
+WORK = {"processes": processes, "partition": partition, "kills": kills}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", nargs="*", choices=[*WORK, []], default=[], help="all, where none is named")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    for name in args.what or WORK:
+        for found in WORK[name](args.quick):
+            row = {**found, "quick": args.quick, **describe()}
+            row["time"] = datetime.now(UTC).isoformat(timespec="seconds")
+            print(json.dumps({k: v for k, v in found.items() if k != "indices"}), flush=True)
+            if args.out is not None:
+                append(args.out, row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
