@@ -35,7 +35,11 @@ from bench.machine import describe
 from bench.run import append
 
 D, K, BLOCK = 64, 10_000, 1 << 16
-PARTS, CANDIDATES, MEMORY = 250, 2.0, "1.2GB"  # of what selections allocate; the pool's pages, Python and torch come to it
+PARTS, CANDIDATES, MEMORY = (
+    250,
+    2.0,
+    "1.2GB",
+)  # of what selections allocate; the pool's pages, Python and torch come to it
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -161,6 +161,7 @@ MAY_IMPORT = (
             "streaming",
         )
     ),
+    ("smartgpu/adapters/datatrove.py", {"smartgpu", "numpy", "datatrove"}),
     ("smartgpu/sklearn.py", {"smartgpu", "numpy", "sklearn"}),  # asked for by its users
     ("smartgpu/**/*.py", {"smartgpu", "numpy"}),
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip
@@ -241,6 +242,7 @@ LAYERS = {
         *("arrays", "backends", "constraints", "files", "job", "labels", "mixture", "objectives", "options"),
         *("reporting", "selecting", "selection", "similarity", "version"),
     },
+    "adapters": {"adapters", "api", "selection"},
     "exports": {"exports", "files", "io", "similarity"},
     "sieve": {
         *(
