@@ -18,6 +18,7 @@ from smartgpu.objectives import Ground, Objective, as_objective
 from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.objectives.outside import check_outside, scratch
 from smartgpu.options import Options, bytes_text
+from smartgpu.ranks import need_group
 from smartgpu.similarity import Matrix, Precomputed, Similarity, as_similarity
 from smartgpu.sparse import SparseRows, as_sparse_rows, is_sparse
 from smartgpu.version import __version__
@@ -138,6 +139,8 @@ class Job:
         shape = Shape.of(self.x, self.kind, picks, sizes, coverage)
         if self.options.polish is not None:
             shape = replace(shape, swaps=True)
+        if self.options.process_group is not None:
+            shape = replace(shape, processes=need_group(self.options.process_group).size())
         return shape, self.objective.cost(shape) + Cost(
             (
                 Part("bounds and order of the candidates", sizes.search(self.n)),

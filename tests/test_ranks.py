@@ -3,6 +3,7 @@
 Processes are spawned once for a number of ranks and make all calls, which CASES names; ranks are on the CPU, over gloo.
 """
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -35,12 +36,15 @@ from smartgpu import (
     Quotas,
     SaturatedCoverage,
     SumRedundancy,
+    launch,
 )
 from smartgpu.backends.numpy import NumpyBackend
 from smartgpu.cli import main
+from smartgpu.job import Job
 from smartgpu.many import deal
 from smartgpu.objectives.set_function import SetFunction
-from smartgpu.ranks import BLOCK, MOST, RankError, share
+from smartgpu.options import Options
+from smartgpu.ranks import BLOCK, MOST, RankError, Ranks, share
 from smartgpu.ranks import FEW as FEW_BLOCKS
 from smartgpu.workers import Workers
 
@@ -135,6 +139,9 @@ CASES = {
     "csr-fl": lambda: (sparse(), 10, FacilityLocation(), "precomputed", {}),
     "csr-saturated": lambda: (sparse(), 10, SaturatedCoverage(0.01), "precomputed", {}),
     "triton-fl": lambda: (SMALL[:90], 12, FacilityLocation(Q[:90]), "cosine", {"backend": "triton"}),
+    "triton-represented": lambda: (
+        (SMALL[:40], 4, FacilityLocation(Q[:70], SMALL[:70] + 1), "cosine", {"backend": "triton"})
+    ),
     "triton-gc": lambda: (SMALL[:60], 5, GraphCut(), "rbf", {"backend": "triton"}),
 }
 
@@ -325,6 +332,19 @@ def test_shares_are_whole_blocks_of_all_rows(r, size):
     assert min(sizes) > 0 and max(sizes) - min(sizes) <= 2 * block
 
 
+def test_a_process_is_planned_with_its_share_of_represented_rows():
+    rows = np.broadcast_to(np.float32(0), (10**8, 384))
+    for kind, shared in ((smartgpu.similarity.Cosine(), True), (smartgpu.similarity.Dot(), False)):
+        job = Job(np.zeros((1000, 384), np.float32), kind, FacilityLocation(), Options(backend="numpy"))
+        shape = job.sized(10)._cost(10, False)[0]
+        least = [
+            sum(part.bytes for part in dataclasses.replace(shape, processes=w).represented(rows))
+            for w in (1, 8)
+        ]
+        assert least[0] > 4 * 10**8 * 384
+        assert (least[1] < 1.01 * least[0] / 8) is shared
+
+
 @pytest.mark.parametrize("first", [0, BLOCK, 2 * BLOCK, 100])
 def test_tiles_of_a_share_that_serve_both_sides(first):
     """A run of the candidates as represented rows, against the same rows by themselves."""
@@ -379,8 +399,31 @@ def refusals(rank, folder):
         "whole": lambda: smartgpu.select(x, 5, process_group="world"),
     }
     found = {name: caught(call) for name, call in calls.items()}
+    found["handed"] = handed(rank, folder)
     found["failing"] = caught(lambda: interrupted(None, boom if rank == 1 else None))
     return found
+
+
+def handed(rank, folder):
+    """What rank 0 of a command hands to the others: an array, a file of one, a part of a file, and a sparse matrix."""
+    launch._crew = Ranks("world", 60.0)
+    path = folder / "handed.npy"
+    if rank == 0:
+        np.save(path, SMALL)
+    mapped = np.load(path, mmap_mode="r") if rank == 0 else None
+    some = {
+        "array": SMALL[::2],
+        "file": mapped,
+        "part": None if mapped is None else mapped[7:],
+        "pickled": sparse(),
+    }
+    got = {name: launch._hand_out(x if rank == 0 else None) for name, x in some.items()}
+    return {
+        "array": np.array_equal(got["array"], SMALL[::2]),
+        "file": np.array_equal(got["file"], SMALL) and isinstance(got["file"], np.memmap),
+        "part": np.array_equal(got["part"], SMALL[7:]),
+        "pickled": abs(got["pickled"] - sparse()).max() == 0,
+    }
 
 
 def interrupted(checkpoint, report=None, **more):
@@ -467,6 +510,11 @@ def test_what_one_process_refuses_ends_the_call_of_all(refused):
     assert type(zero["checkpoint"]) is ValueError and "of another selection" in str(zero["checkpoint"])
     assert type(one["checkpoint"]) is RankError and "rank 0" in str(one["checkpoint"])
     assert zero["whole"].indices.tolist() == one["whole"].indices.tolist()
+
+
+def test_what_rank_0_reads_is_what_the_others_get(refused):
+    for each in refused:
+        assert each["handed"] == {"array": True, "file": True, "part": True, "pickled": True}
 
 
 def test_an_error_of_one_process_is_told_by_the_others(refused):

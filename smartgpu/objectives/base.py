@@ -18,7 +18,7 @@ from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.backends.sharded import Sharded, shard
 from smartgpu.checkpoint import fingerprint
 from smartgpu.constraints import Found, Goal
-from smartgpu.objectives.cost import Cost, Shape
+from smartgpu.objectives.cost import Cost, Shape, apart
 from smartgpu.similarity import Geometry, Matrix, Similarity
 from smartgpu.workers import Workers
 
@@ -165,7 +165,7 @@ class Ground:
 
     def apart(self, represented: Any) -> bool:
         """Whether no process has the features of all these rows: they are a row's own, and dealt out."""
-        if self.ranks is None or represented is None or not self.kind.by_row or self.engine.remote:
+        if self.ranks is None or represented is None or not apart(self.kind, self.engine.remote):
             return False
         return len(represented) >= self.ranks.size
 

@@ -9,6 +9,16 @@ from typing import Any, NamedTuple
 from smartgpu.backends.footprint import Entries, Footprint
 from smartgpu.similarity import Matrix, Similarity
 
+BLOCK = 1152  # rows by which the shares of processes differ at most
+
+
+def apart(kind: Similarity, on_device: bool) -> bool:
+    """Whether the prepared features of a represented row are its own: then a process prepares those of its share.
+
+    Distances on a device are brought into the range of 16 bits by the largest of all rows.
+    """
+    return kind.by_row and not (on_device and kind.squared_norms)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -24,6 +34,7 @@ class Shape:
     coverage: bool = False
     entries: Entries | None = None
     swaps: bool = False  # chosen rows are exchanged for others afterwards
+    processes: int = 1  # that choose together
 
     @classmethod
     def of(cls, x: Any, kind: Similarity, k: int, footprint: Footprint, coverage: bool) -> Shape:
@@ -42,14 +53,25 @@ class Shape:
         name = "matrix by column" if self.entries.stored else "matrix"
         return [Part(name, size, "x")] if size else []
 
+    def own(self, rows: Any) -> Any:
+        """As many of represented rows that are not the candidates as a process holds the features of: see apart()."""
+        if (
+            self.processes == 1
+            or len(rows) < self.processes
+            or not apart(self.kind, bool(self.footprint.place))
+        ):
+            return rows
+        return rows[: len(rows) // self.processes + BLOCK + 1]
+
     def represented(self, rows: Any) -> list[Part]:
         """Features of represented rows that are not the candidates, with the candidates' own copy of their geometry."""
         if rows is None:
             return self.features
+        key, rows = id(rows), self.own(rows)
         here, there = (self.footprint.features(a, b) for a, b in ((rows, self.x), (self.x, rows)))
         return [
-            Part(self._called("the candidates"), there, ("x", id(rows))),
-            Part(self._called("represented rows"), here, id(rows)),
+            Part(self._called("the candidates"), there, ("x", key)),
+            Part(self._called("represented rows"), here, key),
         ]
 
     def _called(self, whose: str) -> str:

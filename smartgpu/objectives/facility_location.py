@@ -82,7 +82,7 @@ class FacilityLocation(Objective):
         return FacilityLocation(self.weights[rows])
 
     def cost(self, shape: Shape) -> Cost:
-        n, r = shape.n, shape.r if self.represented is None else len(self.represented)
+        n, r = shape.n, shape.r if self.represented is None else len(shape.own(self.represented))
         weighted, sizes = self.weights is not None, shape.footprint
         least, most = (sizes.columns(r, m) for m in (sizes.least_batch, sizes.most_batch))
         parts = (
