@@ -1,6 +1,6 @@
 """Selections by several processes, and by partitions: time, messages, memory, and ten runs that are killed.
 
-python bench/scale.py [processes] [partition] [kills] [--out FILE] [--quick]
+python bench/scale.py [processes] [partition] [kills] [--out FILE] [--quick] [--table FILE]
 
 processes   two processes of one thread over gloo against one process of two, on Alpaca (SMARTGPU_DATA): k = 5,000
 partition   k = 10,000 of 2,000,000 x 64 on disk in 16 bits, two processes within 2 GB each; and on 50,000 of its rows,
@@ -127,7 +127,7 @@ def select_parts(path: str, k: int, parts: int, memory: str | None, group: str |
     x = np.load(path, mmap_mode="r")
     begin = time.perf_counter()
     how = {"backend": "numpy", "threads": 1, "memory": memory, "process_group": group}
-    got = smartgpu.select_partitioned(x, k, parts=parts, candidates=CANDIDATES, **how)
+    got = smartgpu.select_partitioned(x, k, parts=parts, **how)
     seconds = time.perf_counter() - begin
     return {
         "seconds": seconds,
@@ -227,6 +227,35 @@ def kills(quick: bool) -> Iterator[dict[str, Any]]:
         }
 
 
+# -- the page's table --------------------------------------------------------------------------------------------------
+
+
+def table(path: Path) -> str:
+    """What docs/scaling.md shows of these rows, the latest of each kind."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    last = {(row["what"], row.get("run")): row for row in rows if not row["quick"]}
+    lines = ["| measured on two cores | |", "| --- | --- |"]
+    for (what, run), row in last.items():
+        if what == "processes":
+            text = f"{row['seconds']:.1f} s, {row['sweeps']:.2f} sweeps, {row['peak_mb'] / 1000:.1f} GB a process"
+            if "ratio" in row:
+                text += f"; {row['ratio']:.2f} of the time of one process; {row['messages_per_pick']:.2f} messages and "
+                text += f"{row['bytes_per_pick']:.0f} bytes a pick"
+            lines.append(f"| Alpaca, n = {row['n']:,}, k = {row['k']:,}: {run} | {text} |")
+        elif what.startswith("partition"):
+            text = f"{row['seconds']:.0f} s, {row['rows_per_second']:,.0f} rows a second; f(S) {row['share']:.1%} of f(V)"
+            text += f", {row['of_exact']:.1%} of exact greedy's" if "of_exact" in row else ""
+            text += f"; {row['peak_mb'] / 1000:.2f} GB resident a process" if "peak_mb" in row else ""
+            name = (
+                f"partition greedy, n = {row['n']:,}, d = {row['d']}, k = {row['k']:,}, {row['parts']} parts"
+            )
+            lines.append(f"| {name} | {text} |")
+        else:
+            text = f"{row['identical']} identical results, {row['with_checkpoint']} with picks kept"
+            lines.append(f"| {row['kills']} runs killed, resumed by another number of processes | {text} |")
+    return "\n".join(lines)
+
+
 WORK = {"processes": processes, "partition": partition, "kills": kills}
 
 
@@ -235,7 +264,13 @@ def main() -> int:
     parser.add_argument("what", nargs="*", choices=[*WORK, []], default=[], help="all, where none is named")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--table", type=Path, help="print the page's table of these rows, and measure nothing"
+    )
     args = parser.parse_args()
+    if args.table is not None:
+        print(table(args.table))
+        return 0
     for name in args.what or WORK:
         for found in WORK[name](args.quick):
             row = {**found, "quick": args.quick, **describe()}
