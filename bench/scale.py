@@ -243,7 +243,8 @@ def table(path: Path) -> str:
                 text += f"{row['bytes_per_pick']:.0f} bytes a pick"
             lines.append(f"| Alpaca, n = {row['n']:,}, k = {row['k']:,}: {run} | {text} |")
         elif what.startswith("partition"):
-            text = f"{row['seconds']:.0f} s, {row['rows_per_second']:,.0f} rows a second; f(S) {row['share']:.1%} of f(V)"
+            text = f"{row['seconds']:.0f} s, {row['rows_per_second']:,.0f} rows a second"
+            text += f"; f(S) {row['share']:.1%} of f(V)"
             text += f", {row['of_exact']:.1%} of exact greedy's" if "of_exact" in row else ""
             text += f"; {row['peak_mb'] / 1000:.2f} GB resident a process" if "peak_mb" in row else ""
             name = (
