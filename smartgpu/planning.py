@@ -24,6 +24,7 @@ from smartgpu.workers import one_thread
 SAMPLE = 4000  # represented rows of a set of their own that the probe takes at most
 PROBE = 0.3  # seconds that the probe should take
 PICK_WORK = 2e6  # operations worth the Python of one pick
+LONG = 2 * 3600.0  # seconds from which partition greedy is named
 EAGER_PICKS = 6  # of the probe, where every pick costs the same
 
 
@@ -71,6 +72,8 @@ class Plan:
         lines += [f"  {name:<{left}}  {size:>{right}}" for name, size in table]
         sweeps = f"{self.sweeps:.2g} sweeps over all pairs" if self.sweeps else "no sweep over all pairs"
         lines.append(f"  about {seconds_text(self.seconds)}, {sweeps}")
+        if self.sweeps and self.seconds > LONG:
+            lines.append("  select_partitioned(), or --partition, takes a share of that, and is not exact")
         return "\n".join(lines)
 
 

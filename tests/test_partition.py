@@ -1,5 +1,6 @@
 """Partition greedy: what it chooses is worth what it says, keeps to the memory, and does not depend on processes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -115,6 +116,12 @@ def test_parts_that_are_too_large_are_cut():
 def test_bad_input_names_the_argument(arguments, text):
     with pytest.raises(ValueError, match=text):
         smartgpu.select_partitioned(X, K, **{**HOW, **arguments})
+
+
+def test_a_plan_of_hours_names_it():
+    planned = smartgpu.plan(X, K, backend="numpy")
+    assert "select_partitioned" not in str(planned)
+    assert "select_partitioned" in str(dataclasses.replace(planned, seconds=1e5, sweeps=4.0))
 
 
 def test_the_command_says_what_was_done(tmp_path, capsys):
