@@ -35,7 +35,7 @@ from bench.machine import describe
 from bench.run import append
 
 D, K, BLOCK = 64, 10_000, 1 << 16
-PARTS, CANDIDATES, MEMORY = (
+PARTS, TIMES = 250, 4.0  # candidates: so many times k
     250,
     2.0,
     "1.2GB",
@@ -123,11 +123,13 @@ def write_pool(path: Path, n: int) -> None:
     out.flush()
 
 
-def select_parts(path: str, k: int, parts: int, memory: str | None, group: str | None) -> dict[str, Any]:
+def select_parts(
+    path: str, k: int, parts: int, times: float, memory: str | None, group: str | None
+) -> dict[str, Any]:
     x = np.load(path, mmap_mode="r")
     begin = time.perf_counter()
     how = {"backend": "numpy", "threads": 1, "memory": memory, "process_group": group}
-    got = smartgpu.select_partitioned(x, k, parts=parts, **how)
+    got = smartgpu.select_partitioned(x, k, parts=parts, candidates=times, **how)
     seconds = time.perf_counter() - begin
     return {
         "seconds": seconds,
@@ -146,7 +148,7 @@ def partition(quick: bool) -> Iterator[dict[str, Any]]:
         write_pool(path, few)
         own = max(1, k * few // n)  # as many of as many
         exact = smartgpu.select(np.load(path), own, backend="numpy", threads=2)
-        found = select_parts(str(path), own, 25, None, None)
+        found = select_parts(str(path), own, 25, TIMES, None, None)
         yield {
             "what": "partition beside exact",
             "n": few,
@@ -157,7 +159,7 @@ def partition(quick: bool) -> Iterator[dict[str, Any]]:
             **found,
         }
         write_pool(path, n)
-        runs = together(2, select_parts, str(path), k, 25 if quick else PARTS, MEMORY, "world")
+        runs = together(2, select_parts, str(path), k, 25 if quick else PARTS, TIMES, MEMORY, "world")
         peak = max(run["peak_mb"] for run in runs)
         yield {"what": "partition", "n": n, "d": D, "k": k, "memory": MEMORY, **runs[0], "peak_mb": peak}
 

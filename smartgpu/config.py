@@ -266,7 +266,7 @@ class Config:
         None, "parts of --partition (default: of about 16,384 rows each)", on=("select",)
     )
     candidates: float | None = option(
-        None, "rows that all parts choose together, times k (default: 4)", on=("select",)
+        None, "rows that all parts choose together, times k (default: 10)", on=("select",)
     )
     include_rows: str | None = option(
         None, "rows that must be chosen (as --chosen): they are the first picks", on=LIMITED

@@ -54,7 +54,7 @@ def select_partitioned(
     weights: Any = None,
     parts: int | None = None,
     partition: Any = "random",
-    candidates: float = 4.0,
+    candidates: float = 10.0,
     sample: int = 1000,
     **options: Any,
 ) -> Selection:

@@ -16,7 +16,6 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,11 +28,9 @@ FEW = 4  # in MOST blocks. A pair has one value wherever it is computed: no resu
 MOST = 1024  # ranks
 TAG = (1 << 20) - 1  # of what a sum is of, sent with it: the sum of MOST of them fits 32 bits
 CHUNK = 1 << 26  # bytes of an array sent at once
-SPIN, LOOK, GRACE = (
-    0.002,
-    0.5,
-    5.0,
-)  # seconds: waiting awake, between two looks at the store, for the roll call
+# Seconds: between two looks at a message, and for how long so short; between two at the store; for the roll call.
+NAP, SPIN = 20e-6, 0.002
+LOOK, GRACE = 0.5, 3.0
 
 
 class RankError(RuntimeError):
@@ -258,19 +255,17 @@ class Ranks:
             self._lost(error)
 
     def _done(self, work: Any) -> bool:
-        """Wait for it until it is time to look at the store; whether it is done."""
-        if self._device is None:
-            try:
-                return work.wait(timedelta(seconds=LOOK))
-            except RuntimeError:
-                if work.is_completed():  # it failed; else it goes on, and can be waited for again
-                    raise
-                return False
-        end = time.perf_counter() + LOOK  # a wait for NCCL that runs out would end the group
+        """Wait for it until it is time to look at the store; whether it is done.
+
+        Asked again and again: a thread that sleeps in gloo's own wait is woken up later than one that naps, and a wait
+        for NCCL that runs out would end the group.
+        """
+        begin = time.perf_counter()
         while not work.is_completed():
-            if time.perf_counter() > end:
+            waited = time.perf_counter() - begin
+            if waited > LOOK:
                 return False
-            time.sleep(20e-6)
+            time.sleep(NAP if waited < SPIN else 25 * NAP)
         return work.wait()
 
     # -- failures --------------------------------------------------------------------------------------------------
