@@ -36,10 +36,8 @@ from bench.run import append
 
 D, K, BLOCK = 64, 10_000, 1 << 16
 PARTS, TIMES = 250, 4.0  # candidates: so many times k
-    250,
-    2.0,
-    "1.2GB",
-)  # of what selections allocate; the pool's pages, Python and torch come to it
+# Of what selections allocate; the pool's pages, Python and torch come to it.
+MEMORY = "1.2GB"
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
