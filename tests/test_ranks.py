@@ -72,6 +72,11 @@ def sparse():
     return scipy.csr_matrix(np.where(MATRIX > 8, MATRIX, 0))
 
 
+def least(k):
+    """So little memory that there is no room for survivors at all."""
+    return smartgpu.plan(X, k, backend="numpy", threads=1).least
+
+
 def worth(rows):
     return float(np.sqrt(np.maximum(rows, 0).sum()))
 
@@ -80,6 +85,7 @@ def worth(rows):
 CASES = {
     "fl": lambda: (X, 50, FacilityLocation(), "cosine", {}),
     "fl-tight": lambda: (X, 14, FacilityLocation(), "cosine", {"memory": TIGHT}),
+    "fl-least": lambda: (X, 8, FacilityLocation(), "cosine", {"memory": least(8)}),
     "fl-weights": lambda: (X, 20, FacilityLocation(Q), "dot", {}),
     "fl-weights-tight": lambda: (X, 14, FacilityLocation(Q), "cosine_squared", {"memory": TIGHT}),
     "fl-rbf": lambda: (X, 14, FacilityLocation(), "rbf", {}),

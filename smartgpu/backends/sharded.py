@@ -69,8 +69,9 @@ class Sharded:
         self.memory = int(self._each(inner.memory).min())
         self._batch = int(self._each(inner.max_batch()).min())
         self._held = int(self._each(inner.held()).max())
-        bytes_ = self._each(int(np.ceil(inner.pair_bytes * 1024))).max() / 1024
-        self.pair_bytes = bytes_ / ranks.size  # each rank stores its own pairs
+        pairs = self._each((inner.memory - inner.held()) / inner.pair_bytes).min()
+        # each rank stores its own pairs, as many as the one with the least room
+        self.pair_bytes = max(self.memory - self._held, 1) / max(int(pairs) * ranks.size, 1e-9)
 
     def _each(self, value: int) -> np.ndarray:
         return self.ranks.each(int(value), "what a rank can do")
