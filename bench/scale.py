@@ -12,6 +12,7 @@ Ten to twenty minutes on two cores; with --quick, on small pools, a minute or tw
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -122,12 +123,12 @@ def write_pool(path: Path, n: int) -> None:
 
 
 def select_parts(
-    path: str, k: int, parts: int, times: float, memory: str | None, group: str | None
+    path: str, k: int, parts: int, times: float, memory: str | None, group: str | None, way: str = "random"
 ) -> dict[str, Any]:
     x = np.load(path, mmap_mode="r")
     begin = time.perf_counter()
     how = {"backend": "numpy", "threads": 1, "memory": memory, "process_group": group}
-    got = smartgpu.select_partitioned(x, k, parts=parts, candidates=times, **how)
+    got = smartgpu.select_partitioned(x, k, parts=parts, partition=way, candidates=times, **how)
     seconds = time.perf_counter() - begin
     return {
         "seconds": seconds,
@@ -146,16 +147,10 @@ def partition(quick: bool) -> Iterator[dict[str, Any]]:
         write_pool(path, few)
         own = max(1, k * few // n)  # as many of as many
         exact = smartgpu.select(np.load(path), own, backend="numpy", threads=2)
-        found = select_parts(str(path), own, 25, TIMES, None, None)
-        yield {
-            "what": "partition beside exact",
-            "n": few,
-            "d": D,
-            "k": own,
-            "exact": exact.value,
-            "of_exact": found["value"] / exact.value,
-            **found,
-        }
+        for way, times in itertools.product(("random", "cluster"), (2.0, 4.0, 10.0)):
+            found = select_parts(str(path), own, 25, times, None, None, way)
+            row = {"what": f"partition beside exact, {way}, {times:g} k", "n": few, "d": D, "k": own}
+            yield {**row, "exact": exact.value, "of_exact": found["value"] / exact.value, **found}
         write_pool(path, n)
         runs = together(2, select_parts, str(path), k, 25 if quick else PARTS, TIMES, MEMORY, "world")
         peak = max(run["peak_mb"] for run in runs)
