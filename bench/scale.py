@@ -238,13 +238,16 @@ def table(path: Path) -> str:
                 text += f"{row['bytes_per_pick']:.0f} bytes a pick"
             lines.append(f"| Alpaca, n = {row['n']:,}, k = {row['k']:,}: {run} | {text} |")
         elif what.startswith("partition"):
-            text = f"{row['seconds']:.0f} s, {row['rows_per_second']:,.0f} rows a second"
-            text += f"; f(S) {row['share']:.1%} of f(V)"
-            text += f", {row['of_exact']:.1%} of exact greedy's" if "of_exact" in row else ""
-            text += f"; {row['peak_mb'] / 1000:.2f} GB resident a process" if "peak_mb" in row else ""
+            text = f"f(S) {row['share']:.1%} of f(V)"
+            if "of_exact" in row:  # a small pool, for its value
+                text += f", {row['of_exact']:.1%} of exact greedy's"
+            else:
+                text += f"; {row['seconds']:.0f} s, {row['rows_per_second']:,.0f} rows a second"
+                text += f", {row['peak_mb'] / 1000:.2f} GB resident a process"
             name = (
-                f"partition greedy, n = {row['n']:,}, d = {row['d']}, k = {row['k']:,}, {row['parts']} parts"
+                f"partition greedy ({row['partition']}), n = {row['n']:,}, d = {row['d']}, k = {row['k']:,}: "
             )
+            name += f"{row['parts']} parts, {row['candidates']:,} candidates"
             lines.append(f"| {name} | {text} |")
         else:
             text = f"{row['identical']} identical results, {row['with_checkpoint']} with picks kept"
