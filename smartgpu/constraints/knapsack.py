@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+NONE = np.empty(0, np.int64)
+
 
 def as_costs(value: Any, n: int, name: str = "cost") -> np.ndarray:
     """(n,) float64 costs > 0. ValueError names the first row that has none."""
@@ -53,6 +55,7 @@ class Purse:
         self.order = np.argsort(-cost, kind="stable")
         self.sorted = -cost[self.order]  # ascending, so that it can be searched
         self.at = 0  # so many of the dearest are too dear by now
+        self.dearest = float("inf")  # of the others; not known yet
 
     @property
     def whole(self) -> bool:
@@ -70,6 +73,10 @@ class Purse:
 
     def beyond(self) -> np.ndarray:
         """Rows that cost more than is left, those not said before."""
-        at = int(np.searchsorted(self.sorted, -self.left, side="left"))
-        rows, self.at = self.order[self.at : at], max(self.at, at)
+        left = self.left
+        if left >= self.dearest:
+            return NONE
+        at = int(np.searchsorted(self.sorted, -left, side="left"))
+        rows, self.at = self.order[self.at : at], at
+        self.dearest = float(-self.sorted[at]) if at < len(self.sorted) else 0.0
         return rows
