@@ -131,9 +131,9 @@ COMPAT = "smartgpu.compat."  # and the peer: providers of the rows of bench/comp
 
 
 def compat_table(rows: Rows) -> str:
-    """Markdown: one line per function of a peer, in the order in which they were measured."""
+    """Markdown: one line per function, peer by peer, in the order in which they were measured."""
     lines, ratios = [], []
-    for (case, provider), row in rows.items():
+    for (case, provider), row in sorted(rows.items(), key=lambda found: found[0][1], reverse=True):
         if not provider.startswith(COMPAT):
             continue
         peer = provider.removeprefix(COMPAT)
