@@ -185,10 +185,11 @@ def _lazy(state: State, picker: Picker, order: Order, known: Bounds) -> None:
             batch.narrow(best)
             cols = cols[best]
         rest, limit = known.best_outside(cols, order)
+        divisor = None if constraint.divisor is None else constraint.divisor[cols]
         picks = 0
         while not picker.done:
             gains = np.where(constraint.open[cols], np.maximum(batch.gains, LOWEST), CLOSED)
-            rates = constraint.rate(gains, cols)
+            rates = gains if divisor is None else gains / divisor
             b = order.best(rates)
             gain, j = float(gains[b]), int(cols[b])
             if gain == CLOSED or not order.beats(float(rates[b]), j, limit + known.rise(picks), rest):

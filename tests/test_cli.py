@@ -892,7 +892,5 @@ def test_the_readme_runs(smart):
         for line in text.splitlines()
         if not line.startswith(("pip ", "python -m pytest")) and "bench/" not in line
     )
-    assert set(re.findall(r"--[a-z][a-z-]+", smartgpu_lines)) <= known | {
-        "--help",
-        "--rehearse",
-    }  # of bench/gpu.py
+    others = {"--help", "--rehearse", "--nproc-per-node"}  # of bench/gpu.py, of torchrun
+    assert set(re.findall(r"--[a-z][a-z-]+", smartgpu_lines)) <= known | others
