@@ -340,7 +340,7 @@ def parting(s: np.ndarray, mine: np.ndarray, theirs: np.ndarray, lam: float | No
 def estimate(pool: np.ndarray, sizes: np.ndarray, budgets: np.ndarray) -> float:
     """Seconds for all groups by the planner: large ones one after the other, the others a thread each."""
     import smartgpu
-    from smartgpu.many import ALONE
+    from smartgpu.groups import ALONE
     from smartgpu.workers import cpu_count
 
     alone = together = 0.0

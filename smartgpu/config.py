@@ -15,7 +15,7 @@ from smartgpu.baselines import BASELINES, TAU
 from smartgpu.exports import TRAINERS
 from smartgpu.io import FORMATS
 from smartgpu.mixture import METHODS, ORDERS
-from smartgpu.mixture.mixing import SEED
+from smartgpu.mixture.mixer import SEED
 from smartgpu.objectives import NAMED, OBJECTIVES, FacilityLocation, GraphCut, LogDet, Objective, as_objective
 from smartgpu.objectives.quality import MISSING, SCALE, SCALES, check_alpha
 from smartgpu.objectives.targets import TARGETS

@@ -18,9 +18,9 @@ import numpy as np
 from smartgpu.arrays import as_count, as_matrix
 from smartgpu.backends import resolve
 from smartgpu.checkpoint import differences, fingerprint
+from smartgpu.groups import deal
 from smartgpu.job import Job, versions
 from smartgpu.labels import as_labels
-from smartgpu.many import deal
 from smartgpu.objectives import FacilityLocation, State
 from smartgpu.objectives.base import per_row
 from smartgpu.options import Options, bytes_text, make_options

@@ -171,17 +171,26 @@ class Call:
         return call
 
     def constraint(self, by_cost: bool = True) -> Constraint:
-        purse = None if self.money is None else Purse(self.cost, self.money)
-        tree = Tree(self.quotas, self.job.n, self.share_of) if self.quotas else None
         return Constraint(
             self.job.n,
             self.count,
-            np.concatenate([self.given, self.exclude]),
-            purse=purse,
-            tree=tree,
+            self.closed,
+            purse=self._purse(),
+            tree=self._tree(),
             by_cost=by_cost,
-            reach=self.share_of is not None and purse is None,
+            reach=self.share_of is not None and self.money is None,
         )
+
+    @property
+    def closed(self) -> np.ndarray:
+        """Rows that may not be chosen."""
+        return np.concatenate([self.given, self.exclude])
+
+    def _purse(self) -> Purse | None:
+        return None if self.money is None else Purse(self.cost, self.money)
+
+    def _tree(self) -> Tree | None:
+        return Tree(self.quotas, self.job.n, self.share_of) if self.quotas else None
 
     def check_limits(self) -> None:
         """Refuse limits that no rows meet, and rows to include that they bar; lower the count to what can be paid."""
@@ -191,7 +200,7 @@ class Call:
                     "a budget and quotas of several fields cannot be combined: keep the quotas of one"
                 )
             open_ = np.ones(self.job.n, bool)
-            open_[np.concatenate([self.given, self.exclude])] = False
+            open_[self.closed] = False
             sums = np.cumsum(np.sort(self.cost[open_]))
             self.count = min(self.count, int(np.searchsorted(sums, self.money * (1 + 1e-9), side="right")))
             if self.count == 0:
@@ -282,14 +291,11 @@ class Call:
     def _polish(self, ground: Ground, states: list[State], best: Picker) -> tuple[Picker, dict[str, Any]]:
         """The better set that swaps lead to from greedy's, ranked; and what a Selection says of it."""
         job, options, start = self.job, self.job.options, time.perf_counter()
-        closed = np.concatenate([self.given, self.exclude])
         open_ = np.ones(job.n, bool)
-        open_[closed] = False
+        open_[self.closed] = False
         rows = np.sort(np.array(best.run.indices, np.int64))
-        tree = Tree(self.quotas, job.n, self.share_of) if self.quotas else None
-        purse = None if self.money is None else Purse(self.cost, self.money)
-        limits = Exchange(open_, rows, np.isin(rows, self.include), purse, tree)
-        by_group = None if tree is None else replace(self, money=None, cost=None).constraint
+        limits = Exchange(open_, rows, np.isin(rows, self.include), self._purse(), self._tree())
+        by_group = None if not self.quotas else replace(self, money=None, cost=None).constraint
         most = polish.most_of(self.count, open_, self.money, self.cost, by_group)
         with job.failures(self.memory), one_thread():
             del states[1:]

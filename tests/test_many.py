@@ -88,7 +88,7 @@ def test_order_threads_and_batching_change_nothing(rng):
 
 
 def test_large_groups_use_all_threads(rng, monkeypatch):
-    monkeypatch.setattr("smartgpu.many.ALONE", 100)
+    monkeypatch.setattr("smartgpu.groups.ALONE", 100)
     used = {}
     inner = smartgpu.parts.select_checked
 
@@ -113,13 +113,13 @@ def test_small_groups_together(similarity, tie_break, rng, monkeypatch):
     x[10:16] = x[10]  # a group that is all copies but for its first rows
     groups = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     budgets = {g: int(rng.integers(1, n + 1)) for g, n in enumerate(sizes)} | {4: 41, 12: 511, 13: 512}
-    batches, inner = [], smartgpu.many._select_alike
+    batches, inner = [], smartgpu.groups._select_alike
 
     def watch(job, some):
         batches.append([len(part.rows) for part in some])
         return inner(job, some)
 
-    monkeypatch.setattr(smartgpu.many, "_select_alike", watch)
+    monkeypatch.setattr(smartgpu.groups, "_select_alike", watch)
     found = smartgpu.select_many(x, groups, budgets, similarity=similarity, tie_break=tie_break)
     assert sorted(n for some in batches for n in some) == sizes[:-2]
     assert max(len(some) for some in batches) > 2
@@ -132,7 +132,7 @@ def test_small_groups_together(similarity, tie_break, rng, monkeypatch):
         for each in (told, expected):
             del each["seconds"]
         assert told == expected | {"n": len(x)}
-    monkeypatch.setattr(smartgpu.many, "_alike", lambda *a: False)
+    monkeypatch.setattr(smartgpu.groups, "_alike", lambda *a: False)
     again = smartgpu.select_many(x, groups, budgets, similarity=similarity, tie_break=tie_break)
     assert all(same(again[g], found[g]) for g in found)
 
@@ -288,7 +288,7 @@ def test_bad_labels(groups, error, text, rng):
 
 def test_bad_input_before_any_work(rng, monkeypatch):
     x, groups = grouped(rng)
-    for name in ("parts.select_checked", "many._select_alike"):
+    for name in ("parts.select_checked", "groups._select_alike"):
         monkeypatch.setattr(f"smartgpu.{name}", lambda *a, **how: pytest.fail("work was done"))
     bad = x.copy()
     bad[17, 2] = np.nan

@@ -721,10 +721,10 @@ def test_the_response_has_another_name(smart, embedder):
 
 def test_sweep(smart, monkeypatch):
     calls = []
-    from smartgpu.mixture import mixing
+    from smartgpu.mixture import mixer
 
-    real = mixing.rank
-    monkeypatch.setattr(mixing, "rank", lambda *a, **k: (calls.append(a[1]), real(*a, **k))[1])
+    real = mixer.rank
+    monkeypatch.setattr(mixer, "rank", lambda *a, **k: (calls.append(a[1]), real(*a, **k))[1])
     status, out, err = smart(
         "mix", "pool.jsonl", "--sweep", "2, 4,7", "--n-rows", 20, "--embeddings", "x.npy", "--out", "out"
     )

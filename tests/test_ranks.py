@@ -40,8 +40,8 @@ from smartgpu import (
 )
 from smartgpu.backends.numpy import NumpyBackend
 from smartgpu.cli import main
+from smartgpu.groups import deal
 from smartgpu.job import Job
-from smartgpu.many import deal
 from smartgpu.objectives.set_function import SetFunction
 from smartgpu.options import Options
 from smartgpu.ranks import BLOCK, MOST, RankError, Ranks, share

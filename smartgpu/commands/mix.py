@@ -36,7 +36,7 @@ from smartgpu.io import FORMATS, Pool, output_path, read_embeddings, write_rows
 from smartgpu.io.names import safe_names
 from smartgpu.labels import Label, Labels
 from smartgpu.mixture import Mixture, mix
-from smartgpu.mixture.mixing import Mixer
+from smartgpu.mixture.mixer import Mixer
 from smartgpu.options import parse_bytes
 from smartgpu.version import __version__
 

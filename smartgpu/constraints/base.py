@@ -77,7 +77,7 @@ class Constraint:
         self.purse, self.tree = purse, tree
         self.k = min(k, int(self.open.sum()))
         self.taken = 0
-        self.last = n - 1  # of purse.order: all that cost less are closed
+        self.cheapest_at = n - 1  # in purse.order: what stands behind it is closed
         self.divisor = purse.relative if purse is not None and by_cost else None
         if tree is not None:
             tree.start(self.open, self.k, reach)
@@ -154,9 +154,9 @@ class Constraint:
     def _cheapest(self) -> int:
         """The open row that costs least; any row where none is open."""
         order = self.purse.order  # the dearest first
-        while self.last > 0 and not self.open[order[self.last]]:  # what is closed stays so
-            self.last -= 1
-        return int(order[self.last])
+        while self.cheapest_at > 0 and not self.open[order[self.cheapest_at]]:  # what is closed stays so
+            self.cheapest_at -= 1
+        return int(order[self.cheapest_at])
 
     def take(self, j: int) -> None:
         self.open[j] = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from smartgpu.mixture.mixing import METHODS, ORDERS, mix
+from smartgpu.mixture.mixer import METHODS, ORDERS
+from smartgpu.mixture.mixing import mix
 from smartgpu.mixture.result import Mixture, Task
 from smartgpu.mixture.rounding import budgets, split_templates, taylor_softmax
 from smartgpu.mixture.sweeping import SweepRow, sweep

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from smartgpu.constraints import Purse
+from smartgpu.groups import select_groups
 from smartgpu.job import Job
 from smartgpu.labels import Label
-from smartgpu.many import check_done, select_groups
+from smartgpu.many import check_done
 from smartgpu.mixture.balance import Balance
 from smartgpu.mixture.cells import Cell, Cells, Share, Units, cells_of
 from smartgpu.mixture.filling import Till, fill

@@ -12,8 +12,9 @@ import numpy as np
 
 from smartgpu.arrays import on_host
 from smartgpu.job import Job
+from smartgpu.mixture.assembling import taken
 from smartgpu.mixture.cells import Cell, Share
-from smartgpu.mixture.mixing import Mixer
+from smartgpu.mixture.mixer import Mixer
 from smartgpu.objectives import FacilityLocation
 from smartgpu.options import Options
 from smartgpu.selection import Selection
@@ -147,9 +148,9 @@ class _Prompts:
 
 
 def _row(mixer: Mixer, mixture: list[Share], found: dict[Cell, Selection], prompts: _Prompts) -> SweepRow:
-    taken = [(share.number, mixer.taken(share, found)) for share in mixture]
-    rows = {number: sum(cells.values()) for number, cells in taken if cells}
-    chosen = np.concatenate([found[cell].indices[:b] for _, cells in taken for cell, b in cells.items()])
+    cells_of = [(share.number, taken(mixer, share, found)) for share in mixture]
+    rows = {number: sum(cells.values()) for number, cells in cells_of if cells}
+    chosen = np.concatenate([found[cell].indices[:b] for _, cells in cells_of for cell, b in cells.items()])
     levels = prompts.levels(chosen)
     out = ~np.isin(prompts.task, list(rows))
     shares = np.array(list(rows.values())) / len(chosen)

@@ -8,14 +8,26 @@ from smartgpu.objectives.set_function import SetFunction
 from smartgpu.similarity import Cosine
 
 
-class CustomSelection(BaseSelection):
+class _Custom:
+    """A function of the user's, of what chosen rows hold."""
+
+    custom = True
+
+    def _keep(self, function, function_kwds):
+        if not callable(function):
+            raise ValueError(f"function must be callable, got {type(function).__name__}")
+        self.function, self.function_kwds = function, dict(function_kwds)
+
+    def _objective(self, table, before):
+        return 1.0, SetFunction(self.function, _pools.dense(table), before, self.function_kwds)
+
+
+class CustomSelection(_Custom, BaseSelection):
     """f(S) = function(rows of S): a function of an (m, d) matrix, in pick order, that returns a number.
 
     function_kwds  further arguments of every call
     The other arguments as for BaseSelection. Optimizers other than "naive" trust that the function is submodular.
     """
-
-    custom = True
 
     def __init__(
         self,
@@ -29,9 +41,7 @@ class CustomSelection(BaseSelection):
         random_state=None,
         verbose=False,
     ):
-        if not callable(function):
-            raise ValueError(f"function must be callable, got {type(function).__name__}")
-        self.function, self.function_kwds = function, dict(function_kwds)
+        self._keep(function, function_kwds)
         super().__init__(
             n_samples,
             initial_subset,
@@ -46,17 +56,14 @@ class CustomSelection(BaseSelection):
         rows = _pools.dense(X)
         return rows, Cosine(), rows
 
-    def _objective(self, table, before):
-        return 1.0, SetFunction(self.function, _pools.dense(table), before, self.function_kwds)
 
-
-class CustomGraphSelection(BaseGraphSelection):
+class CustomGraphSelection(_Custom, BaseGraphSelection):
     """f(S) = function(rows of the similarity matrix of S): (m, n), each row a chosen row's similarity to the pool.
 
     Arguments as for CustomSelection, and metric as for BaseGraphSelection. It takes the n x n matrix.
     """
 
-    graph, tabular, custom = False, True, True
+    graph, tabular = False, True
 
     def __init__(
         self,
@@ -71,9 +78,7 @@ class CustomGraphSelection(BaseGraphSelection):
         random_state=None,
         verbose=False,
     ):
-        if not callable(function):
-            raise ValueError(f"function must be callable, got {type(function).__name__}")
-        self.function, self.function_kwds = function, dict(function_kwds)
+        self._keep(function, function_kwds)
         super().__init__(
             n_samples,
             metric,
@@ -88,6 +93,3 @@ class CustomGraphSelection(BaseGraphSelection):
     def _data(self, X):
         rows = _pools.dense(_pools.whole(X, self.metric))
         return np.zeros((len(rows), 1)), Cosine(), rows
-
-    def _objective(self, table, before):
-        return 1.0, SetFunction(self.function, _pools.dense(table), before, self.function_kwds)
