@@ -161,6 +161,8 @@ def lazy(state: State, picker: Picker, order: Order) -> None:
         if resident(state, picker, order):
             return
         picker.known = Bounds(state, constraint)
+        if resident(state, picker, order):  # bounds may have stored what a loop walks
+            return
     _lazy(state, picker, order, picker.known)
 
 

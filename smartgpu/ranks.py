@@ -153,6 +153,18 @@ class Ranks:
         self.messages, self.bytes = self.messages + 1, self.bytes + values.nbytes
         return values if self._device is None else there.cpu().numpy()
 
+    def _hand(self, source: int, values: np.ndarray) -> None:
+        """The bytes of one rank to all others, in place."""
+        there = self._torch.from_numpy(values)
+        there = there if self._device is None else there.to(self._device)
+        source = self._dist.get_global_rank(self._group, source)
+        self._wait(lambda: self._dist.broadcast(there, source, group=self._group, async_op=True))
+        self.messages += 1
+        if source == self._dist.get_rank():
+            self.bytes += values.nbytes
+        elif self._device is not None:
+            values[:] = there.cpu().numpy()
+
     def number(self, value: int, what: str) -> int:
         """The sum of one integer of each rank."""
         return int(self.sum(np.array([value], np.int64), what)[0])
@@ -168,6 +180,16 @@ class Ranks:
         out = np.zeros(r, values.dtype)
         out[rows] = values
         return self.sum(out, what)
+
+    def gather(self, values: np.ndarray, what: str) -> list[np.ndarray]:
+        """The arrays of all ranks in order, one-dimensional, of any lengths and one dtype."""
+        out = []
+        for q, length in enumerate(self.each(len(values), what).tolist()):
+            out.append(np.ascontiguousarray(values) if q == self.rank else np.empty(length, values.dtype))
+            numbers = out[-1].view(np.uint8)
+            for i in range(0, len(numbers), CHUNK):
+                self._hand(q, numbers[i : i + CHUNK])
+        return out
 
     # -- the run ---------------------------------------------------------------------------------------------------
 

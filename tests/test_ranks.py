@@ -38,6 +38,7 @@ from smartgpu import (
     SumRedundancy,
     launch,
 )
+from smartgpu.backends import sharded
 from smartgpu.backends.numpy import NumpyBackend
 from smartgpu.cli import main
 from smartgpu.groups import deal
@@ -235,8 +236,15 @@ def grouped(name):
     return picks(found), told
 
 
+# survivors are gathered on all ranks where they are few, as here; these once more, where they never are
+APART = ("fl", "fl-weights", "fl-represented", "fl-coverage", "fl-quotas", "qdit", "cmi", "sum", "triton-fl")
+
+
 def all_cases(rank, folder):
-    found = {}
+    found, looks = {}, []
+    sharded.MEET = 3
+    advance = sharded.GatheredLoop.advance
+    sharded.GatheredLoop.advance = lambda *how: looks.append(how) or advance(*how)
     for name in CASES:
         if name.startswith("triton") and os.environ["WORLD"] != "2":  # slow in the interpreter: once
             continue
@@ -246,6 +254,11 @@ def all_cases(rank, folder):
             found[name] = error
     for name in MANY:
         found[name] = grouped(name)
+    found["looks"] = len(looks)
+    sharded.GATHER = 0
+    for name in APART:
+        if name in found:
+            found[f"{name} apart"] = caught(lambda name=name: ask(name, process_group="world"))
     return found
 
 
@@ -271,13 +284,13 @@ def alone():
     return get
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *(f"{name} apart" for name in APART)])
 def test_result_is_that_of_one_process(selections, alone, name):
     if name.startswith("triton"):
         pytest.importorskip("triton")
         if len(selections) != 2:
             pytest.skip("with two processes")
-    expected = alone(name)
+    expected = alone(name.removesuffix(" apart"))
     for got in (each[name] for each in selections):
         if isinstance(got, Exception):
             raise got
@@ -297,6 +310,34 @@ def test_groups_dealt_out_give_what_one_process_gives(selections, name):
             assert sorted(told) == sorted(set(TASKS.tolist()))
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_lists_of_all_ranks_are_put_together(rng, monkeypatch, size, most):
+    monkeypatch.setattr(sharded, "MERGED", most)
+    counts = rng.integers(4, size=(size, 30)).astype(np.int32)
+    counts[:, :2] = counts[0, -3:] = 0
+    parts = [
+        [rng.integers(100, size=count).astype(np.int32) for count in of_rank] for of_rank in counts.tolist()
+    ]
+    got = sharded.merge(counts, [np.concatenate(of_rank) for of_rank in parts])
+    assert got.tolist() == [value for j in range(30) for of_rank in parts for value in of_rank[j]]
+
+
+def test_ranks_that_saw_other_gains_are_found(monkeypatch):
+    class Two:
+        rank = 0
+
+        def each(self, value, what):
+            return np.array([value, value + 1])
+
+    one = sharded.ShardedSparse.__new__(sharded.ShardedSparse)
+    one.ranks, one.batches = Two(), 0
+    monkeypatch.setattr(sharded, "MEET", 2)
+    one.meet(np.arange(3))
+    with pytest.raises(RuntimeError, match="rank 1 has found other gains than rank 0"):
+        one.meet(np.arange(3))
+
+
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_groups_are_dealt_out_by_cost(rng, size):
     costs = dict(enumerate((rng.pareto(1.0, 200) + 0.1).tolist()))
@@ -310,12 +351,16 @@ def test_groups_are_dealt_out_by_cost(rng, size):
 
 
 def test_all_ways_of_facility_location_were_gone(selections):
-    """Tight memory: dense work to the end; else survivors, and sums of few columns a pick."""
+    """Tight memory: dense work to the end; else survivors, sums of few columns a pick, or none where all have all."""
     if len(selections) == 1:
         assert all(selections[0][name].together is None for name in CASES if name in selections[0])
         return
-    one, other = (selections[0][name] for name in ("fl", "fl-tight"))
-    assert other.sweeps > one.sweeps
+    one, other, few = (selections[0][name] for name in ("fl apart", "fl-tight", "fl"))
+    assert other.sweeps > one.sweeps == few.sweeps
+    assert few.together["messages"] < one.together["messages"] / 1.5
+    assert (selections[0]["looks"] > 0) == (
+        len(selections) == 2
+    )  # the loop on the device, where triton's cases ran
     for selection in (one, other):
         said = selection.together
         assert said["processes"] == len(selections) and selection.k < said["messages"] < 6 * selection.k
@@ -443,7 +488,8 @@ def boom(row, gain, seen=[]):  # noqa: B006 - counts calls
 
 
 def killed(rank, folder):
-    """Rank 1 of three goes without a word."""
+    """Rank 1 of three goes without a word, while each looks at survivors by itself."""
+    sharded.MEET = 1
 
     def die(row, gain, seen=[]):  # noqa: B006
         seen.append(row)

@@ -34,12 +34,17 @@ class Kept(Protocol):
 class Sparse(Protocol):
     """The pairs with q_ij > level_i, stored: from here on no dense work is needed. len() counts them."""
 
+    alone: bool  # no part of them lies with another process
+
     def __len__(self) -> int: ...
     def excess(self, level: Any) -> np.ndarray: ...  # (n,) int64
     def keep(self, level: Any, cols: np.ndarray) -> Kept: ...  # fresh excesses of m columns
     def narrow(self, kept: Kept, positions: np.ndarray) -> Kept: ...  # with their pairs at hand
     def accept(self, kept: Kept, b: int, level: Any) -> None: ...
     def compact(self, level: Any) -> None: ...  # drop pairs that no longer matter
+    def lists(
+        self,
+    ) -> tuple[np.ndarray, ...]: ...  # on the host: ptr (n + 1,) int64, rows, values of any kind
 
 
 class Backend(Protocol):
@@ -128,6 +133,10 @@ class Backend(Protocol):
     ) -> (
         Sparse | None
     ): ...  # those pairs, stored, no q larger than the cap; None if they do not fit after all
+
+    def from_lists(
+        self, ptr: np.ndarray, rows: np.ndarray, values: np.ndarray, r: int, weights: Any
+    ) -> Sparse: ...  # what lists() gave, of r rows; weights of all of these, from new_weights()
 
     def totals(self) -> np.ndarray: ...  # (n,) int64 sum_i q_ij
     def diagonal(self) -> np.ndarray: ...  # (n,) int64 q_jj; candidates x candidates

@@ -17,7 +17,7 @@ from smartgpu.backends import QUANTUM, blas, neighbours, whole
 from smartgpu.backends.footprint import HostFootprint
 from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.backends.pairs import Pairs
-from smartgpu.backends.survivors import Survivors, survivors
+from smartgpu.backends.survivors import Survivors, row_type, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
 from smartgpu.constraints import Found, Goal
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, Similarity, prepare
@@ -336,6 +336,12 @@ class NumpyBackend:
         if cap is not None:
             found.clip(cap)
         return found
+
+    def from_lists(
+        self, ptr: np.ndarray, rows: np.ndarray, values: np.ndarray, r: int, weights: np.ndarray | None
+    ) -> Survivors:
+        """What lists() of several parts of r rows gave, put together."""
+        return Survivors(ptr, rows.astype(row_type(r)), values, self.whole_weights(weights), self.workers)
 
     def pairs_for_swaps(self, weights: np.ndarray | None, cap: np.ndarray | None, room: float) -> Pairs:
         """The pairs that a swap can matter for, stored where there is room for so many."""

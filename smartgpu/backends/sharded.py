@@ -3,20 +3,28 @@
 What backends give as sums over represented rows are integers, and sums of integers do not depend on how the rows are
 dealt out: every number that a selection is decided by is the same for any number of ranks, bit for bit. The vectors of
 represented rows (levels, kept columns, survivors) stay where their rows are. What is asked of candidates alone, which
-all ranks hold, every rank computes for itself.
+all ranks hold, every rank computes for itself; and so it does with survivors, once they are so few that to read all of
+them takes less time than a message about them: then each rank gets all, and goes on by itself.
 """
 
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
 from smartgpu.backends import Backend, Kept, Sparse
+from smartgpu.constraints import Found, Goal
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
+
+GATHER = 512  # survivors a candidate, on average: with no more of them all ranks get all
+MEET = 256  # batches that a rank looks at by itself before it hears of the others
+MERGED = 1 << 20  # survivors put into their places at once
 
 
 class Group(Protocol):
@@ -30,6 +38,25 @@ class Group(Protocol):
     def number(self, value: int, what: str) -> int: ...
     def each(self, value: int, what: str) -> np.ndarray: ...
     def join(self, values: np.ndarray, rows: slice, r: int, what: str) -> np.ndarray: ...
+    def gather(self, values: np.ndarray, what: str) -> list[np.ndarray]: ...
+
+
+@dataclass
+class Level:
+    """Levels of represented rows, as the inner backend has them; once there are those of all, `part` is a view."""
+
+    part: Any  # of this rank's rows
+    whole: Any = None  # of all
+
+
+@dataclass
+class Weights:
+    part: Any  # as the inner backend has them, of this rank's rows
+    whole: np.ndarray  # (r,) int64
+
+
+def part_of(values: Level | Weights | None) -> Any:
+    return None if values is None else values.part
 
 
 def shard(start: Callable[[Any], Backend], pool: Geometry | Matrix, ranks: Group) -> Backend:
@@ -100,56 +127,85 @@ class Sharded:
 
     # -- represented rows ------------------------------------------------------------------------------------------
 
-    def new_level(self) -> Any:
-        return self.inner.new_level()
+    def new_level(self) -> Level:
+        return Level(self.inner.new_level())
 
-    def level_from(self, values: np.ndarray) -> Any:
-        return self.inner.level_from(values[self.rows])
+    def level_from(self, values: np.ndarray) -> Level:
+        return Level(self.inner.level_from(values[self.rows]))
 
-    def level_values(self, level: Any) -> np.ndarray:
-        return self._join(self.inner.level_values(level), "levels")
+    def level_values(self, level: Level) -> np.ndarray:
+        if level.whole is not None:
+            return self.inner.level_values(level.whole)
+        return self._join(self.inner.level_values(level.part), "levels")
 
-    def level_sum(self, level: Any, weights: Any = None) -> int:
-        return self.ranks.number(self.inner.level_sum(level, weights), "levels")
+    def of_all(self, level: Level) -> Any:
+        """The levels of all rows, as the inner backend has them; from here on they are kept."""
+        if level.whole is None:
+            level.whole = self.inner.level_from(self.level_values(level))
+            level.part = level.whole[self.rows]
+        return level.whole
 
-    def raise_level(self, level: Any, cols: np.ndarray, cap: Any = None) -> None:
-        self.inner.raise_level(level, cols, cap)
+    def level_sum(self, level: Level, weights: Weights | None = None) -> int:
+        return self.ranks.number(self.inner.level_sum(level.part, part_of(weights)), "levels")
 
-    def row_max(self) -> Any:
-        return self.inner.row_max()
+    def raise_level(self, level: Level, cols: np.ndarray, cap: Level | None = None) -> None:
+        self.inner.raise_level(level.part, cols, part_of(cap))
+        if level.whole is not None:  # the rows of others are behind
+            level.whole = None
+            self.of_all(level)
 
-    def new_weights(self, weights: np.ndarray) -> Any:
-        return self.inner.new_weights(weights[self.rows])
+    def row_max(self) -> Level:
+        return Level(self.inner.row_max())
 
-    def excess(self, level: Any, weights: Any = None) -> np.ndarray:
-        return self.ranks.sum(self.inner.excess(level, weights), "excesses")
+    def new_weights(self, weights: np.ndarray) -> Weights:
+        return Weights(self.inner.new_weights(weights[self.rows]), weights)
+
+    def excess(self, level: Level, weights: Weights | None = None) -> np.ndarray:
+        return self.ranks.sum(self.inner.excess(level.part, part_of(weights)), "excesses")
 
     def totals(self) -> np.ndarray:
         return self.ranks.sum(self.inner.totals(), "totals")
 
-    def keep(self, level: Any, cols: np.ndarray, weights: Any = None, cap: Any = None) -> ShardedKept:
-        return ShardedKept(self.ranks, self.inner.keep(level, cols, weights, cap), cols)
+    def keep(
+        self, level: Level, cols: np.ndarray, weights: Weights | None = None, cap: Level | None = None
+    ) -> ShardedKept:
+        return ShardedKept(
+            self.ranks, self.inner.keep(level.part, cols, part_of(weights), part_of(cap)), cols
+        )
 
-    def accept(self, kept: ShardedKept, b: int, level: Any) -> None:
-        self.inner.accept(kept.inner, b, level)
+    def accept(self, kept: ShardedKept, b: int, level: Level) -> None:
+        self.inner.accept(kept.inner, b, level.part)
         kept.renew()
 
     def column(self, kept: ShardedKept, b: int) -> np.ndarray:
         return self._join(self.inner.column(kept.inner, b), "a column")
 
-    def excess_again(self, kept: ShardedKept, level: Any) -> np.ndarray:
-        return self.ranks.sum(self.inner.excess_again(kept.inner, level), "excesses again")
+    def excess_again(self, kept: ShardedKept, level: Level) -> np.ndarray:
+        return self.ranks.sum(self.inner.excess_again(kept.inner, level.part), "excesses again")
 
-    def estimate_survivors(self, level: Any) -> float:
+    def estimate_survivors(self, level: Level) -> float:
         """As many on every rank as on the one with most: that one must have room for them."""
-        return float(self._each(int(np.ceil(self.inner.estimate_survivors(level)))).max()) * self.ranks.size
+        found = int(np.ceil(self.inner.estimate_survivors(level.part)))
+        return float(self._each(found).max()) * self.ranks.size
 
-    def survivors(self, level: Any, weights: Any = None, cap: Any = None) -> ShardedSparse | None:
+    def survivors(
+        self, level: Level, weights: Weights | None = None, cap: Level | None = None
+    ) -> ShardedSparse | None:
         """Those of each rank with its rows; None on all ranks where one has no room."""
-        found = self.inner.survivors(level, weights, cap)
+        found = self.inner.survivors(level.part, part_of(weights), part_of(cap))
         if self.ranks.number(found is None, "ranks without room"):
             return None
-        return ShardedSparse(self.ranks, found)
+        return ShardedSparse(self, found, weights)
+
+    def loop(
+        self, level: Level, weights: Weights | None, scale: float, goal: Goal, sparse: ShardedSparse | None
+    ) -> GatheredLoop | None:
+        """The loop of the inner backend, if it has one, where it needs nothing of other ranks."""
+        start = getattr(self.inner, "loop", None)
+        if start is None or sparse is None or not sparse.alone:
+            return None
+        loop = start(self.of_all(level), sparse.weights, scale, goal, sparse.inner)
+        return loop and GatheredLoop(loop, sparse)
 
     def nearest(self, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         where, value = self.inner.nearest(cols)
@@ -190,39 +246,126 @@ class ShardedKept:
 
 
 class ShardedSparse:
-    """Survivors, by column on every rank: those of its rows."""
+    """Survivors by column: on every rank those of its rows; once they are few, of all (`alone`). len() counts all."""
 
-    def __init__(self, ranks: Group, inner: Sparse):
-        self.ranks, self.inner = ranks, inner
+    def __init__(self, backend: Sharded, inner: Sparse, weights: Weights | None):
+        self.backend, self.ranks, self.inner = backend, backend.ranks, inner
+        self.weights = weights  # of the inner backend's form, of all rows, once gathered
+        self.alone, self.batches = False, 0
         self._count()
 
     def _count(self) -> None:
-        self.size = self.ranks.number(len(self.inner), "survivors")
+        each = self.ranks.each(len(self.inner), "survivors")
+        self.size = int(each.sum())
+        backend = self.backend
+        sizes, n, r = backend.inner.sizes, backend.n, backend.r
+        takes = 2 * sizes.stored(self.size, n, r) + sizes.stored(int(each.max()), n, r)
+        if self.size <= GATHER * n and takes <= backend.memory - backend.held():
+            self._gather()
+
+    def _gather(self) -> None:
+        """Each rank's lists, one after the other in the list of each candidate."""
+        inner, ranks = self.backend.inner, self.ranks
+        ptr, *lists = self.inner.lists()
+        lists[0] = lists[0].astype(np.int32) + np.int32(self.backend.rows.start)  # as all ranks number rows
+        counts = np.stack(ranks.gather(np.diff(ptr).astype(np.int32), "counts of survivors"))
+        del ptr
+        lists = [merge(counts, ranks.gather(part, "survivors")) for part in lists]
+        ptr = np.concatenate([[0], np.cumsum(counts.sum(axis=0, dtype=np.int64))])
+        if self.weights is not None:
+            self.weights = inner.new_weights(self.weights.whole)
+        self.inner = inner.from_lists(ptr, *lists, self.backend.r, self.weights)
+        self.alone = True
+
+    def meet(self, seen: np.ndarray) -> None:
+        """Once in a while: whether the others are there still, and saw the same."""
+        self.batches += 1
+        if self.batches % MEET == 0:
+            own = zlib.crc32(np.ascontiguousarray(seen).tobytes())
+            each = self.ranks.each(own, "what all have seen")
+            if (each != own).any():
+                raise RuntimeError(
+                    f"the ranks no longer agree: rank {int(np.flatnonzero(each != own)[0])} has found other gains "
+                    f"than rank {self.ranks.rank}. Are they of one kind, with the same versions and libraries?"
+                )
 
     def __len__(self) -> int:
         return self.size
 
-    def excess(self, level: Any) -> np.ndarray:
-        return self.ranks.sum(self.inner.excess(level), "excesses")
+    def excess(self, level: Level) -> np.ndarray:
+        if self.alone:
+            return self.inner.excess(self.backend.of_all(level))
+        return self.ranks.sum(self.inner.excess(level.part), "excesses")
 
-    def keep(self, level: Any, cols: np.ndarray) -> ShardedKept:
-        return ShardedKept(self.ranks, self.inner.keep(level, cols), cols)
+    def keep(self, level: Level, cols: np.ndarray) -> Kept:
+        if not self.alone:
+            return ShardedKept(self.ranks, self.inner.keep(level.part, cols), cols)
+        kept = self.inner.keep(self.backend.of_all(level), cols)
+        self.meet(kept.excess)
+        return kept
 
-    def narrow(self, kept: ShardedKept, positions: np.ndarray) -> ShardedKept:
+    def narrow(self, kept: Kept, positions: np.ndarray) -> Kept:
         """Their sums are known."""
+        if self.alone:
+            return self.inner.narrow(kept, positions)
         out = ShardedKept.__new__(ShardedKept)
         out.ranks, out.cols = self.ranks, kept.cols[positions]
         out.inner = self.inner.narrow(kept.inner, positions)
         out.what, out.excess = f"excesses of {int(out.cols.sum())}", kept.excess[positions]
         return out
 
-    def accept(self, kept: ShardedKept, b: int, level: Any) -> None:
-        self.inner.accept(kept.inner, b, level)
+    def accept(self, kept: Kept, b: int, level: Level) -> None:
+        if self.alone:
+            self.inner.accept(kept, b, self.backend.of_all(level))
+            return
+        self.inner.accept(kept.inner, b, level.part)
         kept.renew()
 
-    def compact(self, level: Any) -> None:
-        self.inner.compact(level)
+    def compact(self, level: Level) -> None:
+        if self.alone:
+            self.inner.compact(self.backend.of_all(level))
+            self.size = len(self.inner)
+            return
+        self.inner.compact(level.part)
         self._count()
+
+
+class GatheredLoop:
+    """A loop of the inner backend over gathered survivors; see smartgpu.backends.resident."""
+
+    def __init__(self, loop: Any, sparse: ShardedSparse):
+        self._loop, self._sparse = loop, sparse
+
+    @property
+    def done(self) -> bool:
+        return self._loop.done
+
+    def bound(self, bounds: np.ndarray, fresh: bool) -> None:
+        self._loop.bound(bounds, fresh)
+
+    def advance(self, survivors: ShardedSparse, sweeps: float) -> Found:
+        found = self._loop.advance(survivors.inner, sweeps)
+        self._sparse.meet(found.gains)
+        return found
+
+
+def merge(counts: np.ndarray, lists: list[np.ndarray]) -> np.ndarray:
+    """The lists of W ranks, (W, n) counts of them, as one for each of n: those of rank 0 first."""
+    ends = np.cumsum(counts, axis=1, dtype=np.int64)
+    whole = np.cumsum(counts.sum(axis=0, dtype=np.int64))
+    first = (
+        np.cumsum(counts, axis=0, dtype=np.int64) - counts
+    )  # of a rank's entries, in the list of a candidate
+    first += whole - counts.sum(axis=0, dtype=np.int64)
+    out = np.empty(int(whole[-1]), lists[0].dtype)
+    cuts = np.unique(np.searchsorted(whole, np.arange(MERGED, int(whole[-1]), MERGED)))
+    for a, b in pairwise([0, *cuts[cuts > 0].tolist(), counts.shape[1]]):
+        for q, values in enumerate(lists):
+            many = counts[q, a:b]
+            begin, end = int(ends[q, a]) - int(many[:1].sum()), int(ends[q, b - 1])
+            shift = first[q, a:b] - (ends[q, a:b] - many)
+            out[np.repeat(shift, many) + np.arange(begin, end)] = values[begin:end]
+    return out
 
 
 def _part(pool: Geometry | Matrix, rows: slice) -> Geometry | Matrix:

@@ -37,6 +37,8 @@ class SparseKept:
 class Survivors:
     """Pairs by column: those of candidate j are rows[ptr[j]:ptr[j + 1]], raw[...]. ptr (n + 1,) int64."""
 
+    alone = True
+
     def __init__(
         self, ptr: np.ndarray, rows: np.ndarray, raw: np.ndarray, weights: np.ndarray | None, workers: Workers
     ):
@@ -143,6 +145,9 @@ class Survivors:
 
         self.workers.run(fill, parts)
         return Survivors(ptr, rows, raw, self.weights, self.workers)
+
+    def lists(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.ptr, self.rows, self.raw
 
     @property
     def nbytes(self) -> int:

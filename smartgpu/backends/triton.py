@@ -151,6 +151,8 @@ class SparseKept:
 class Survivors:
     """The pairs with q_ij > level_i by column: those of candidate j are rows[ptr[j]:ptr[j + 1]], q[...]."""
 
+    alone = True
+
     def __init__(self, ptr: torch.Tensor, rows: torch.Tensor, q: torch.Tensor, weights: torch.Tensor | None):
         self.ptr, self.rows, self.q, self.weights = ptr, rows, q, weights
 
@@ -180,6 +182,9 @@ class Survivors:
         for i in range(0, len(self.q), device.NUMBERS // 4):
             part = slice(i, i + device.NUMBERS // 4)
             torch.minimum(self.q[part], cap[self.rows[part]], out=self.q[part])
+
+    def lists(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.ptr.cpu().numpy(), self.rows.cpu().numpy(), self.q.cpu().numpy()
 
     def compact(self, level: torch.Tensor) -> None:
         """Drop the pairs that no longer rise above the level, if that is half of them: memory allows no larger copy."""
@@ -388,6 +393,12 @@ class TritonBackend:
         if cap is not None:
             stored.clip(cap)
         return stored
+
+    def from_lists(
+        self, ptr: np.ndarray, rows: np.ndarray, values: np.ndarray, r: int, weights: torch.Tensor | None
+    ) -> Survivors:
+        """What lists() of several parts of r rows gave, put together."""
+        return Survivors(*(torch.from_numpy(part).to(self.device) for part in (ptr, rows, values)), weights)
 
     # -- candidates x candidates, nearest --------------------------------------------------------------------------
 

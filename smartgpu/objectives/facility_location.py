@@ -237,7 +237,10 @@ class FacilityLocationState:
         if self.sparse is not None:
             if self.picks >= 2 * max(self.compacted, 1):
                 self._wait()
+                alone = self.sparse.alone
                 self._compact(self.level)
+                if not alone and self.sparse.alone:  # the backend may have a loop for what follows
+                    return self.gains(), True
             return None
         if self.spent >= self.next_check:
             if self._fits():
