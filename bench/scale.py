@@ -234,8 +234,9 @@ def table(path: Path) -> str:
         if what == "processes":
             text = f"{row['seconds']:.1f} s, {row['sweeps']:.2f} sweeps, {row['peak_mb'] / 1000:.1f} GB a process"
             if "ratio" in row:
-                text += f"; {row['ratio']:.2f} of the time of one process; {row['messages_per_pick']:.2f} messages and "
-                text += f"{row['bytes_per_pick']:.0f} bytes a pick"
+                text += f"; {row['ratio']:.2f} of the time of one process; {row['messages']} messages and "
+                text += f"{row['bytes'] / 1e6:.0f} MB in all, {row['messages_per_pick']:.2f} messages and "
+                text += f"{row['bytes_per_pick'] / 1000:.1f} kB a pick"
             lines.append(f"| Alpaca, n = {row['n']:,}, k = {row['k']:,}: {run} | {text} |")
         elif what.startswith("partition"):
             text = f"f(S) {row['share']:.1%} of f(V)"

@@ -22,7 +22,8 @@ from smartgpu.backends import Backend, Kept, Sparse
 from smartgpu.constraints import Found, Goal
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
 
-GATHER = 512  # survivors a candidate, on average: with no more of them all ranks get all
+GATHER = 512  # survivors a candidate, on average: with no more of them all ranks get all,
+GATHERED = 1 << 27  # and with no more in all: they are put together on the host, in seconds
 MEET = 256  # batches that a rank looks at by itself before it hears of the others
 MERGED = 1 << 20  # survivors put into their places at once
 
@@ -260,7 +261,7 @@ class ShardedSparse:
         backend = self.backend
         sizes, n, r = backend.inner.sizes, backend.n, backend.r
         takes = 2 * sizes.stored(self.size, n, r) + sizes.stored(int(each.max()), n, r)
-        if self.size <= GATHER * n and takes <= backend.memory - backend.held():
+        if self.size <= min(GATHER * n, GATHERED) and takes <= backend.memory - backend.held():
             self._gather()
 
     def _gather(self) -> None:
