@@ -7,10 +7,11 @@ python bench/gpu.py --out DIR --rehearse
 2. kernels     the device's two ceilings, and every kernel against its floor (bench/kernels.py)
 3. selections  bench/cases.py's DEVICE_CASES with bench/run.py's harness and gate, shortest first
 4. swaps       a search for swaps in a million rows (bench/polish.py): seconds of a pass over all candidates
+5. scale       a group of one process against the plain call; 4,000,000 rows by the plan's advice (bench/scale.py)
 
-DIR/tests.jsonl, kernels.jsonl, selections.jsonl and swaps.jsonl get a line for each figure the moment that it is
-measured. What the time left would not do is skipped, with a line that says so. --rehearse goes through all of it in
-Triton's interpreter, on the CPU and with tiny pools: its rows say "rehearsal" and are never judged.
+DIR/tests.jsonl, kernels.jsonl, selections.jsonl, swaps.jsonl and scale.jsonl get a line for each figure the moment that
+it is measured. What the time left would not do is skipped, with a line that says so. --rehearse goes through all of it
+in Triton's interpreter, on the CPU and with tiny pools: its rows say "rehearsal" and are never judged.
 
 Exit status 0 if nothing failed, 1 if a test, a kernel, a selection or a gate did, 2 without a GPU.
 """
@@ -41,8 +42,9 @@ from bench.process import Process, Stopped
 from bench.providers import PROVIDERS
 from bench.run import Bench, Limits, Runs, append, choose
 
-STAGES = ("tests", "kernels", "selections", "swaps")
-TESTS, KERNELS, SWAPS = 120.0, 60.0, 70.0  # seconds for all but the third, whose is what they leave
+STAGES = ("tests", "kernels", "selections", "swaps", "scale")
+TESTS, KERNELS, SWAPS = 120.0, 60.0, 70.0  # seconds; selections take what these leave
+SCALE = 90.0  # of what is left in the end, for the last: with less it is not begun
 SEARCH = 0.4  # of SWAPS, for the search: what is left is greedy, the bound and the ranking
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header")
 REHEARSED_TESTS = (
@@ -174,34 +176,39 @@ def kernel_stage(out: Path, seconds: float, about: dict[str, Any]) -> bool:
     return got.returncode == 0
 
 
-# -- swaps -------------------------------------------------------------------------------------------------------------
+# -- swaps, scale ------------------------------------------------------------------------------------------------------
 
 
-def swap_stage(out: Path, seconds: float, rehearse: bool, about: dict[str, Any]) -> bool:
-    """bench/polish.py in a process of its own. A figure that is missed is in its row, and no failure."""
-    command = [
-        sys.executable,
-        str(ROOT / "bench" / "polish.py"),
-        "--device",
-        "--out",
-        str(out / "swaps.jsonl"),
-    ]
-    command += [
-        "--seconds",
-        f"{1 if rehearse else SEARCH * seconds:.0f}",
-        *(["--rehearse"] if rehearse else []),
-    ]
+def other_stage(
+    name: str, command: list[str], out: Path, seconds: float, rehearse: bool, about: dict[str, Any]
+) -> bool:
+    """Another benchmark in a process of its own. A figure that is missed is in its row, and no failure."""
+    path = out / f"{name}.jsonl"
+    command = [sys.executable, *command, "--out", str(path), *(["--rehearse"] if rehearse else [])]
     try:
-        got = subprocess.run(
-            command, cwd=ROOT, timeout=300 if rehearse else seconds, stderr=subprocess.PIPE, text=True
-        )
+        limit = 300 if rehearse else seconds
+        got = subprocess.run(command, cwd=ROOT, timeout=limit, stderr=subprocess.PIPE, text=True)
         failed = got.stderr.strip()[-500:] if got.returncode > 1 or "Traceback" in got.stderr else None
     except subprocess.TimeoutExpired:
         failed = f"no answer for {seconds:.0f} s"
     if failed is not None:
-        append(out / "swaps.jsonl", {"case": "swaps", "failed": failed, **about, "time": now()})
+        append(path, {"case": name, "failed": failed, **about, "time": now()})
         print(failed, file=sys.stderr)
     return failed is None
+
+
+def swap_stage(out: Path, seconds: float, rehearse: bool, about: dict[str, Any]) -> bool:
+    search = f"{1 if rehearse else SEARCH * seconds:.0f}"
+    command = ["bench/polish.py", "--device", "--seconds", search]
+    return other_stage("swaps", command, out, seconds, rehearse, about)
+
+
+def scale_stage(out: Path, seconds: float, rehearse: bool, about: dict[str, Any]) -> bool:
+    if not rehearse and seconds < SCALE:
+        print(f"scale: {max(seconds, 0):.0f} s are left, {SCALE:.0f} s are needed", file=sys.stderr)
+        return True
+    command = ["bench/scale.py", "device", "--seconds", f"{seconds - OVERHEAD:.0f}"]
+    return other_stage("scale", command, out, seconds, rehearse, about)
 
 
 # -- selections --------------------------------------------------------------------------------------------------------
@@ -457,6 +464,9 @@ def main(arguments: list[str] | None = None) -> int:
     if "swaps" in given.only:
         left = max(min(SWAPS, start + given.seconds - time.monotonic()), 20.0)
         good["swaps"] = swap_stage(given.out, left, given.rehearse, about)
+    if "scale" in given.only:
+        left = start + given.seconds - time.monotonic()
+        good["scale"] = scale_stage(given.out, left, given.rehearse, about)
     said = ", ".join(f"{stage} {'passed' if fine else 'FAILED'}" for stage, fine in good.items())
     print(f"{said}; {time.monotonic() - start:.0f} s; rows in {given.out}")
     return 0 if all(good.values()) else 1

@@ -1,11 +1,13 @@
 """Selections by several processes, and by partitions: time, messages, memory, and ten runs that are killed.
 
 python bench/scale.py [processes] [partition] [kills] [--out FILE] [--quick] [--table FILE]
+python bench/scale.py device [--rehearse] [--seconds S] [--out FILE]
 
 processes   two processes of one thread over gloo against one process of two, on Alpaca (SMARTGPU_DATA): k = 5,000
 partition   k = 10,000 of 2,000,000 x 64 on disk in 16 bits, two processes within 2 GB each; and on 50,000 of its rows,
             what partition greedy's choice is worth beside exact greedy's
 kills       a process of two or three killed at ten random moments; the command goes on with another number
+device      on one GPU: a process group of one against the plain call; 4,000,000 x 384 by the plan's own advice
 Ten to twenty minutes on two cores; with --quick, on small pools, a minute or two. One JSON line each.
 """
 
@@ -34,6 +36,7 @@ import smartgpu
 from bench.cases import ROOT, alpaca_path
 from bench.machine import describe
 from bench.run import append
+from smartgpu.planning import LONG
 
 D, K, BLOCK = 64, 10_000, 1 << 16
 PARTS, TIMES = 250, 4.0  # candidates: so many times k
@@ -222,13 +225,88 @@ def kills(quick: bool) -> Iterator[dict[str, Any]]:
         }
 
 
+# -- one GPU -----------------------------------------------------------------------------------------------------------
+
+
+def device(rehearse: bool, seconds: float) -> Iterator[dict[str, Any]]:
+    """Rows of one GPU. What the time left would not do is told, not begun. rehearse: tiny, in Triton's interpreter."""
+    import torch
+
+    from bench.cases import FL, MILLION, Case
+    from bench.device import describe as of_device
+    from bench.device import make_pool
+
+    until = time.monotonic() + seconds
+    tiny = {"d": 32} if rehearse else {}
+
+    def pool(n: int) -> tuple[Any, dict[str, Any]]:
+        case = Case(FL, "gaussian", n, 1, where="device", **tiny)
+        x, source = make_pool(case)
+        return x, {
+            "n": n,
+            "d": case.d,
+            "data": source,
+            **of_device(),
+            **({"rehearsal": True} if rehearse else {}),
+        }
+
+    def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+        begin = time.perf_counter()
+        got = call()  # ends with picks on the host
+        return time.perf_counter() - begin, got
+
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.distributed.init_process_group("gloo" if rehearse else "nccl", store=store, rank=0, world_size=1)
+    x, about = pool(90 if rehearse else MILLION)
+    k, seen, runs = (9 if rehearse else K), None, {"plain": [], "group": []}
+    timed(lambda: smartgpu.select(x, k, backend="triton"))  # compiles
+    for _ in range(3):
+        for name, group in (("plain", None), ("group", "world")):
+            took, got = timed(
+                lambda group=group: smartgpu.select(x, k, backend="triton", process_group=group)
+            )
+            seen = got.indices if seen is None else seen
+            assert (got.indices == seen).all()
+            runs[name].append(took)
+    torch.distributed.destroy_process_group()
+    plain, group = (float(np.median(runs[name])) for name in ("plain", "group"))
+    yield {
+        "what": "one process under a group",
+        "k": k,
+        "seconds": group,
+        "plain": plain,
+        "ratio": group / plain,
+        **about,
+    }
+
+    del x
+    x, about = pool(200 if rehearse else 4 * MILLION)
+    plan = smartgpu.plan(x, k, backend="triton")
+    row = {"what": "by the plan", "k": k, "predicted": plan.seconds, "predicted_sweeps": plan.sweeps, **about}
+    apart = plan.seconds > LONG
+    left = until - time.monotonic()
+    if not apart and plan.seconds > left:
+        yield {**row, "stopped": f"time: about {plan.seconds:.0f} s are needed, {left:.0f} s are left"}
+        return
+    call = smartgpu.select_partitioned if apart else smartgpu.select
+    took, got = timed(lambda: call(x, k, backend="triton"))
+    yield {
+        **row,
+        "seconds": took,
+        "sweeps": got.sweeps,
+        "exact": got.exact,
+        "phases": got.seconds,
+        "value": got.value,
+    }
+
+
 # -- the page's table --------------------------------------------------------------------------------------------------
 
 
 def table(path: Path) -> str:
     """What docs/scaling.md shows of these rows, the latest of each kind."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    last = {(row["what"], row.get("run")): row for row in rows if not row["quick"]}
+    last = {(row["what"], row.get("run")): row for row in rows if not row.get("quick")}
     lines = ["| measured on two cores | |", "| --- | --- |"]
     for (what, run), row in last.items():
         if what == "processes":
@@ -261,19 +339,32 @@ WORK = {"processes": processes, "partition": partition, "kills": kills}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="*", choices=[*WORK, []], default=[], help="all, where none is named")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        choices=[*WORK, "device", []],
+        default=[],
+        help="all but device, where none is named",
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument(
         "--table", type=Path, help="print the page's table of these rows, and measure nothing"
     )
+    parser.add_argument(
+        "--rehearse", action="store_true", help="device: in Triton's interpreter, with tiny pools"
+    )
+    parser.add_argument("--seconds", type=float, default=500.0, help="device: for all of it")
     args = parser.parse_args()
+    if args.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"
     if args.table is not None:
         print(table(args.table))
         return 0
     for name in args.what or WORK:
-        for found in WORK[name](args.quick):
-            row = {**found, "quick": args.quick, **describe()}
+        more = {} if name == "device" else {"quick": args.quick}
+        for found in device(args.rehearse, args.seconds) if name == "device" else WORK[name](args.quick):
+            row = {**describe(), **more, **found}
             row["time"] = datetime.now(UTC).isoformat(timespec="seconds")
             print(json.dumps({k: v for k, v in found.items() if k != "indices"}), flush=True)
             if args.out is not None:

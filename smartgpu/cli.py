@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 from smartgpu import launch
 from smartgpu.backends.gpu import DeviceLostError
-from smartgpu.config import Config, check_value, load_config
+from smartgpu.config import Config
+from smartgpu.config_file import check_value, load_config
 from smartgpu.ranks import RankError
 from smartgpu.version import __version__
 

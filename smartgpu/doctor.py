@@ -10,7 +10,6 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import os
 import platform
 import re
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu.backends import BACKENDS, blas, gpu, resolve
+from smartgpu.backends import BACKENDS, blas, gpu
 from smartgpu.options import bytes_text
 from smartgpu.version import __version__
 from smartgpu.workers import cpu_count, default_memory
@@ -34,9 +33,6 @@ from smartgpu.workers import cpu_count, default_memory
 OK, MISSING, WRONG = "ok", "not available", "wrong"
 TIMEOUT = 50.0  # seconds for one question
 CHECK_TIMEOUT = 300.0  # for a backend: on a GPU the first call compiles dozens of kernels
-EXACT = 2e-6  # what float32 features and quanta move a similarity by
-HALF = 2.0**-10  # what features of 11 bits move it by
-ARCH = 90  # compiled for where there is no GPU
 
 
 @dataclass(frozen=True)
@@ -309,10 +305,10 @@ def _auto() -> Finding:
 def _ask(
     question: str, *arguments: str, drop: Iterable[str] = (), timeout: float | None = None
 ) -> dict[str, Any]:
-    """What the function of that name below says in a fresh process; {"error": ...} where it fails."""
+    """What the function of that name in questions.py says in a fresh process; {"error": ...} where it fails."""
     env = {name: value for name, value in os.environ.items() if name not in drop}
     env["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    code = "import sys; from smartgpu import doctor; doctor._answer(*sys.argv[1:])"
+    code = "import sys; from smartgpu.questions import answer; answer(*sys.argv[1:])"
     command = [sys.executable, "-c", code, question, *arguments]
     timeout = timeout or TIMEOUT
     try:
@@ -328,155 +324,3 @@ def _ask(
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
-
-
-def _answer(question: str, *arguments: str) -> None:
-    print(json.dumps(QUESTIONS[question](*arguments)))
-
-
-def importing(module: str) -> dict[str, Any]:
-    return {"version": str(getattr(importlib.import_module(module), "__version__", ""))}
-
-
-def resolving(name: str) -> dict[str, Any]:
-    return {"name": resolve(name)}
-
-
-def finding_model() -> dict[str, Any]:
-    from smartgpu import embed
-
-    try:
-        return {"name": embed.find_model(None).name}
-    except (ImportError, ValueError) as error:
-        return {"missing": str(error)}
-
-
-def compiling() -> dict[str, Any]:
-    """Compile one kernel, as for a launch."""
-    import torch
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from smartgpu.kernels import greedy
-
-    arch = ARCH
-    if gpu.find_gpu().usable:
-        major, minor = torch.cuda.get_device_capability()
-        arch = 10 * major + minor
-    kernel, config = greedy._column_excess_kernel, greedy.CONFIG
-    known = {"W": None, "BLOCK_C": greedy.BLOCK_C, "BLOCK_I": greedy.BLOCK_I, "TILES": greedy.TILES}
-    kinds = {"KEPT": "*i32", "LEVEL": "*i32", "OUT": "*i64"}
-    signature = {name: "constexpr" if name in known else kinds.get(name, "i32") for name in kernel.arg_names}
-    constexprs = {(kernel.arg_names.index(name),): value for name, value in known.items()}
-    start = time.perf_counter()
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": False}
-    source = ASTSource(kernel, signature, constexprs=constexprs)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    seconds = time.perf_counter() - start
-    return {"arch": arch, "bytes": len(compiled.asm["cubin"]), "seconds": seconds}
-
-
-def launching() -> dict[str, Any]:
-    """Selections in groups by one launch, and by Triton group after group."""
-    for module in ("torch", "triton"):
-        if importlib.util.find_spec(module) is None:
-            return {"missing": f"{module} is not installed"}
-    import smartgpu
-    from smartgpu.backends import cuda, device
-
-    found = cuda.find()
-    if not found.usable:
-        return {"error" if found.level == logging.WARNING else "missing": found.missing}
-    at, start = device.open_device(), time.perf_counter()
-    said = _Said()
-    logging.getLogger("smartgpu").addHandler(said)
-    x = np.random.default_rng(0).standard_normal((600, 64)).astype(np.float32) + 0.3
-    labels = np.arange(600) % 5
-    got = smartgpu.select_many(x, labels, 20, backend="triton")
-    if cuda.kernels(at) is None or said.lines:
-        return {"error": said.lines[0] if said.lines else "no kernels"}
-    with cuda.without(at):
-        want = smartgpu.select_many(x, labels, 20, backend="triton")
-    for label, sel in want.items():
-        if not (
-            np.array_equal(got[label].indices, sel.indices) and np.array_equal(got[label].gains, sel.gains)
-        ):
-            raise AssertionError(
-                f"group {label}: rows {got[label].indices[:5]}..., by Triton {sel.indices[:5]}..."
-            )
-    return {"groups": len(want), "seconds": time.perf_counter() - start}
-
-
-class _Said(logging.Handler):
-    """Warnings, kept."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-def checking(name: str) -> dict[str, Any]:
-    """Selections by a backend, every pick and gain against the float64 reference."""
-    if name == "triton":
-        if not gpu.interpreted() and not gpu.find_gpu().usable:
-            return {"missing": gpu.find_gpu().missing}
-        for module in ("torch", "triton"):
-            if importlib.util.find_spec(module) is None:
-                return {"missing": f"{module} is not installed"}
-    import smartgpu
-    from smartgpu import FacilityLocation, GraphCut, LogDet, reference
-    from smartgpu.similarity import as_similarity
-
-    start, rng = time.perf_counter(), np.random.default_rng(0)
-    n, d, k = (60, 16, 5) if name == "triton" and gpu.interpreted() else (430, 40, 12)
-    x = (rng.standard_normal((n, d)) + 0.5).astype(np.float32)
-    x[n // 2 : n // 2 + n // 10] = x[: n // 10]  # copies: ties
-    cases = [
-        (FacilityLocation(), "cosine"),
-        (FacilityLocation(rng.random(n)), "rbf"),
-        (GraphCut(), "cosine"),
-        (GraphCut(), "cosine_squared"),
-        (LogDet(), "cosine"),
-        (LogDet(), "rbf"),
-    ]
-    ways = [({}, EXACT)]
-    if name == "triton":  # as by default, and as exactly as it can
-        ways = [({}, HALF), ({"precision": "ieee"}, EXACT)]
-    picks = 0
-    for objective, kind in cases:
-        problem = reference.Problem(x, as_similarity(kind), objective)
-        for how, unit in ways:
-            sel = smartgpu.select(x, k, objective, kind, backend=name, **how)
-            compare(sel.indices, sel.gains, sel.value, problem, unit, f"{objective.name} on {kind}")
-            picks += sel.k
-    seconds = time.perf_counter() - start
-    return {"picks": picks, "selections": len(cases) * len(ways), "seconds": seconds}
-
-
-def compare(indices, gains, value: float, problem: Any, unit: float, what: str) -> None:
-    """Raises AssertionError where a pick is not the reference's, up to `unit` of rounding in a similarity."""
-    n, chosen = problem.n, []
-    pairs = 20 if problem.objective.name == "log_det" else n
-    tolerance = unit * (1 + float(np.abs(problem.s).max())) * pairs
-    for j, gain in zip(indices, gains, strict=True):
-        every = problem.gains(chosen)
-        every[chosen] = -np.inf
-        behind, off = float(every.max() - every[j]), float(abs(every[j] - gain))
-        if j in chosen or not behind <= tolerance or not off <= tolerance:
-            raise AssertionError(
-                f"{what}: pick {len(chosen)} is row {j} with gain {gain:.7g}; the reference's is row {every.argmax()} "
-                f"with {every.max():.7g}, and row {j} has {every[j]:.7g}"
-            )
-        chosen.append(int(j))
-    exact = problem.value(chosen)
-    if not abs(value - exact) <= tolerance * max(1, len(chosen)):
-        raise AssertionError(f"{what}: f(S) is {value:.9g}, the reference's {exact:.9g}")
-
-
-QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (importing, resolving, finding_model, compiling, launching, checking)
-}

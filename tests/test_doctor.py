@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, has_gpu
 
-from smartgpu import doctor, reference, select
+from smartgpu import doctor, questions, reference, select
 from smartgpu.backends import BACKENDS
 from smartgpu.objectives import FacilityLocation
 from smartgpu.similarity import as_similarity
@@ -104,7 +104,7 @@ def test_a_backend_that_computes_wrongly_is_found(rng):
     sel = select(x, 10)
 
     def compare(indices=sel.indices, gains=sel.gains, value=sel.value):
-        doctor.compare(indices, gains, value, problem, doctor.EXACT, "this")
+        questions.compare(indices, gains, value, problem, questions.EXACT, "this")
 
     compare()
     wrong = (
