@@ -106,7 +106,7 @@ def open_tail(loop: Excesses, survivors: Any) -> Tail | None:
     goal, backend = loop.goal, loop.backend
     if not goal.counts or goal.rate is not None:
         return None
-    pairs, r, n = len(survivors), backend.r, backend.n
+    pairs, r, n = len(survivors), len(loop.level), backend.n  # of all ranks' rows, where they were gathered
     if (pairs / r) * (pairs / n) > MOST_WALKED:
         return None
     needed = 8 * pairs + 24 * r + 16 * n + 24 * MOST + cuda.EXCHANGE
