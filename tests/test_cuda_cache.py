@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -198,4 +199,47 @@ def test_nvrtc_builds_the_sources(name, tmp_path):
 
     options = ("-std=c++17",) if name == "tail" else ("-std=c++17", "-DSMARTGPU_ONLY=0")
     path = Cache(tmp_path, Nvrtc(90)).get(name, source(name), options)
-    assert path.read_bytes()[:4] == b"\x7fELF"
+    assert ends_of_tables(path.read_bytes()) <= path.stat().st_size
+    with pytest.raises(RuntimeError, match=r'^tail.cu\(1\): error: .*"nothing"'):
+        Nvrtc(90).compile("__device__ int a = nothing;", "tail.cu", options)
+
+
+def ends_of_tables(elf):
+    """The least size of an ELF file of 64 bits: where its tables of sections and of segments end."""
+    number = {name: int.from_bytes(elf[at : at + size], "little") for name, (at, size) in TABLES.items()}
+    return max(number[f"{t}off"] + number[f"{t}entsize"] * number[f"{t}num"] for t in ("ph", "sh"))
+
+
+TABLES = {
+    "phoff": (0x20, 8),
+    "shoff": (0x28, 8),
+    "phentsize": (0x36, 2),
+    "phnum": (0x38, 2),
+    "shentsize": (0x3A, 2),
+    "shnum": (0x3C, 2),
+}
+
+
+def test_the_byte_that_cupy_takes_off_comes_back(tmp_path):
+    """A file without it ends inside its last table, which loaders of files may refuse."""
+    pytest.importorskip("torch")
+    from smartgpu.backends.cuda import whole
+
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed: there is no machine code")
+    path = tmp_path / "tail.cubin"
+    command = [
+        "nvcc",
+        "-std=c++17",
+        "-cubin",
+        "-arch=sm_90",
+        "-o",
+        str(path),
+        str(cuda_cache.CSRC / "tail.cu"),
+    ]
+    subprocess.run(command, check=True)
+    elf = path.read_bytes()
+    assert whole(elf) == elf == whole(elf[:-1]) and ends_of_tables(elf) == len(elf)
+    for bad in (elf[:-2], elf[:40], b"// text " * 20):
+        with pytest.raises(RuntimeError, match="no machine code"):
+            whole(bad)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import struct
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,12 +86,27 @@ class Nvrtc:
         program = self.nvrtc.createProgram(code, name, [], [])
         try:
             self.nvrtc.compileProgram(program, (*options, f"--gpu-architecture=sm_{self.arch}"))
-            return self.nvrtc.getCUBIN(program)
+            return whole(self.nvrtc.getCUBIN(program))
         except self.nvrtc.NVRTCError as error:
             told = [line for line in self.nvrtc.getProgramLog(program).splitlines() if "error" in line]
             raise RuntimeError(told[0] if told else f"{name}: {first_line(error)}") from error
         finally:
             self.nvrtc.destroyProgram(program)
+
+
+def whole(elf: bytes) -> bytes:
+    """Machine code with its last byte. CuPy takes one off what NVRTC gives, as if it were text: that of the last table,
+    which is zero. CuPy's own loader reads past the end and finds a zero there; a file of it ends too early.
+
+    Raises RuntimeError where more is missing than that.
+    """
+    end = None
+    if elf.startswith(b"\x7fELF\x02") and len(elf) >= 64:  # of 64 bits: tables of segments and of sections
+        tables, sizes = struct.unpack_from("<QQ", elf, 32), struct.unpack_from("<HHHH", elf, 54)
+        end = max(tables[0] + sizes[0] * sizes[1], tables[1] + sizes[2] * sizes[3])
+    if end is None or end > len(elf) + 1:
+        raise RuntimeError(f"NVRTC gives {len(elf)} bytes, which are no machine code")
+    return elf.ljust(end, b"\0")
 
 
 class Kernels(Protocol):
