@@ -4,7 +4,7 @@
 // (tests/host/host_team.h), where whole selections are compared with numpy. There a warp is one thread with one lane.
 #pragma once
 
-#include "scalar.cuh"
+#include "ptx.cuh"
 
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
 #define SMARTGPU_DEVICE __device__ __forceinline__
@@ -57,10 +57,8 @@ SMARTGPU_DEVICE long long fetch_add(long long* at, long long value) {
         atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value)));
 }
 
-// The same in global memory, where the sum before is not asked for and so not waited for.
-SMARTGPU_DEVICE void add_global(long long* at, long long value) {
-    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
-}
+// The same in global memory, where the sum before is not asked for.
+SMARTGPU_DEVICE void add_global(long long* at, long long value) { ptx::add(at, value); }
 
 // Of one block, in shared memory.
 struct Scratch {
@@ -84,10 +82,7 @@ struct Team {
         rank = 0, ranks = 1;
         if (SPAN == GRID) rank = blockIdx.x, ranks = gridDim.x;
 #if __CUDA_ARCH__ >= 900
-        if (SPAN == CLUSTER) {
-            asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-            asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
-        }
+        if (SPAN == CLUSTER) rank = ptx::cluster_rank(), ranks = ptx::cluster_ranks();
 #endif
     }
 
@@ -107,8 +102,7 @@ struct Team {
             __syncthreads();
         } else if (SPAN == CLUSTER) {
 #if __CUDA_ARCH__ >= 900
-            asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-            asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+            ptx::sync_cluster();
 #endif
         } else {
             sync_grid();
@@ -122,12 +116,9 @@ struct Team {
         __syncthreads();
         if (thread == 0) {
             // The block's barriers before and after make this the release, and the acquire, of all its threads.
-            unsigned* at = &exchange->arrived;
-            unsigned now;
-            asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
-            do {
-                asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
-            } while (now < awaited);
+            ptx::arrive(&exchange->arrived);
+            while (ptx::look(&exchange->arrived) < awaited) {
+            }
         }
         __syncthreads();
     }

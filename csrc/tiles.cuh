@@ -37,9 +37,7 @@ SMARTGPU_DEVICE float bf16_value(unsigned short a) { return word_float(static_ca
 
 SMARTGPU_DEVICE float fp16_value(unsigned short a) {
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-    float out;
-    asm("{.reg .f16 h; mov.b16 h, %1; cvt.f32.f16 %0, h;}" : "=f"(out) : "h"(a));
-    return out;
+    return ptx::fp16_value(a);
 #else
     const unsigned sign = (a & 0x8000u) << 16, exponent = (a >> 10) & 31, fraction = a & 1023;
     if (exponent == 0) {  // subnormal: fraction 2^-24, exactly
@@ -50,14 +48,6 @@ SMARTGPU_DEVICE float fp16_value(unsigned short a) {
     return word_float(sign | top << 23 | fraction << 13);
 #endif
 }
-
-#if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-#define SMARTGPU_MMA(shape, types, acc, a, b)                                                                   \
-    asm volatile("mma.sync.aligned." shape ".row.col." types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "  \
-                 "{%0, %1, %2, %3};"                                                                            \
-                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])                                       \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-#endif
 
 // ---- how products are made: bytes of a feature, chains, tiles of 8 columns of one warp, and blocks on a multiprocessor,
 // which hide each other's latencies: two where 128 registers do for a thread, and the shared memory for their tiles
@@ -70,9 +60,7 @@ struct Fp16 : Half {
         return fp16_value(static_cast<const unsigned short*>(row)[k]);
     }
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-    static SMARTGPU_DEVICE void mma(Sum* acc, const unsigned* a, const unsigned* b) {
-        SMARTGPU_MMA("m16n8k16", "f32.f16.f16.f32", acc, a, b);
-    }
+    static SMARTGPU_DEVICE void mma(Sum* acc, const unsigned* a, const unsigned* b) { ptx::mma_fp16(acc, a, b); }
 #endif
 };
 struct Bf16 : Half {
@@ -80,18 +68,14 @@ struct Bf16 : Half {
         return bf16_value(static_cast<const unsigned short*>(row)[k]);
     }
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-    static SMARTGPU_DEVICE void mma(Sum* acc, const unsigned* a, const unsigned* b) {
-        SMARTGPU_MMA("m16n8k16", "f32.bf16.bf16.f32", acc, a, b);
-    }
+    static SMARTGPU_DEVICE void mma(Sum* acc, const unsigned* a, const unsigned* b) { ptx::mma_bf16(acc, a, b); }
 #endif
 };
 struct Tf32 {
     static constexpr int bytes = 4, chains = 1, n_tiles = 8, blocks = 2;
     static SMARTGPU_DEVICE double value(const void* row, long long k) { return static_cast<const float*>(row)[k]; }
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-    static SMARTGPU_DEVICE void mma(Sum* acc, const unsigned* a, const unsigned* b) {
-        SMARTGPU_MMA("m16n8k8", "f32.tf32.tf32.f32", acc, a, b);
-    }
+    static SMARTGPU_DEVICE void mma(Sum* acc, const unsigned* a, const unsigned* b) { ptx::mma_tf32(acc, a, b); }
 #endif
 };
 // Three accumulators: tiles half as wide, and one block on a multiprocessor, keep them in registers.
@@ -186,27 +170,18 @@ SMARTGPU_DEVICE void multiply(Fragments<A>* part, int n) {
 
 // ---- staging: 64 bytes of each row of a tile, through asynchronous copies of 16
 
-SMARTGPU_DEVICE void copy16(unsigned* to, const char* from, bool there) {
 #if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-    const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(there ? 16 : 0) : "memory");
+using ptx::copy16;
+using ptx::end_of_stage;
+using ptx::wait_for_stages;
 #else
+inline void copy16(unsigned* to, const char* from, bool there) {
     for (int w = 0; w < 4; ++w) to[w] = there ? reinterpret_cast<const unsigned*>(from)[w] : 0;
-#endif
 }
-
-SMARTGPU_DEVICE void end_of_stage() {
-#if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
+inline void end_of_stage() {}
 template <int LEFT>
-SMARTGPU_DEVICE void wait_for_stages() {
-#if defined(__CUDACC_RTC__) || defined(__CUDACC__)
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+inline void wait_for_stages() {}
 #endif
-}
 
 // Rows of the pool that a problem is about: row i of it lies at x + stride rows[i], in bytes.
 struct Rows {

@@ -70,14 +70,63 @@ class HostKernels:
         second()
 
 
-def install(monkeypatch):
-    """The emulated kernels, in the place of a GPU's."""
+@functools.cache
+def lanes():
+    """The kernels with a thread for every lane (tests/host/simt.h), built once for a process."""
+    folder = tempfile.TemporaryDirectory(prefix="smartgpu-simt-")
+    flags = (
+        "-O1",
+        "-ffp-contract=off",
+        "-fsanitize=undefined",
+        "-fno-sanitize-recover=undefined",
+        "-Wno-clobbered",
+    )
+    lib = ctypes.CDLL(
+        str(
+            build(
+                Path(folder.name) / "simt.so",
+                *flags,
+                "-include",
+                "simt.h",
+                "-shared",
+                "-fPIC",
+                file="simt.cpp",
+            )
+        )
+    )
+    lib.folder = folder
+    return lib
+
+
+class LaneKernels:
+    """What HostKernels is, by device code as nvcc sees it. Blocks are started as on a GPU, 8 of them to a cluster:
+    one like an H200, but for its two multiprocessors."""
+
+    multiprocessors, shared, clusters = 2, (233_472, 232_448), True
+
+    def __init__(self, device, seed=0):
+        self.device, self.lib, self.seed, self.launched = device, lanes(), seed, []
+
+    def launch(self, name, blocks, threads, *arguments, shared=0):
+        self.launched.append(name)
+        held = [a if isinstance(a, np.ndarray) else np.array(a, np.int64) for a in arguments]
+        pointers = (ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held))
+        self.seed += 1
+        assert self.lib.simt_launch(name.encode(), blocks, threads, pointers, shared, self.seed) == 0, name
+
+    def beside(self, first, second):
+        first()
+        second()
+
+
+def install(monkeypatch, kernels=HostKernels):
+    """Emulated kernels, in the place of a GPU's."""
     import torch
 
     from smartgpu.backends import cuda, cuda_batch
 
     cpu = torch.device("cpu")
-    fake = HostKernels(cpu)
+    fake = kernels(cpu)
     monkeypatch.setattr(cuda, "_known", {cpu: fake})
     monkeypatch.setattr(cuda, "_told", set())
     monkeypatch.setattr(cuda_batch, "_agreed", {})

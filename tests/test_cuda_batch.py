@@ -203,6 +203,92 @@ def test_fragments_lie_as_the_instruction_wants_them(precision, kernels):
     assert len(torch.unique(q)) > 1000
 
 
+# ---- device code as it is, with a thread for every lane (tests/host/simt.h)
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    return hostcuda.install(monkeypatch, hostcuda.LaneKernels)
+
+
+def few_bits(rng, n, d):
+    """Features, (n, d) float64, of so few bits that every sum of products is exact in float32, in any order. Copies,
+    ties without copies, a zero row."""
+    x = rng.integers(-2, 7, (n, d)) / 32
+    x[n // 2 : n // 2 + n // 8] = x[: n // 8]
+    x[-1] = 0
+    return x
+
+
+def stored(x, kind, dtype=torch.float16, products="ieee"):
+    return device.Pool(as_similarity(kind), *[torch.from_numpy(x).to(dtype)] * 2, 1.0, 0.0, products=products)
+
+
+@interpreted
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "tf32x3"])
+def test_fragments_of_lanes_make_the_product(precision, lanes, rng):
+    """Bits of every pair, in tiles on the diagonal and off it, whole and ragged, with one step of k and with many."""
+    dtype, products = device.ARITHMETIC[precision]
+    for n, d in ((130, 48), (1, 16), (33, 208)):
+        x = few_bits(rng, n, d) / 4
+        pool = stored(x, "cosine", dtype, products)
+        assert np.array_equal(pool.x.double().numpy(), x)
+        q = torch.full((n, n + 3), 7, dtype=torch.int32)
+        values = dict.fromkeys(cuda_batch.FIELDS) | {
+            "x": pool.x, "stride": pool.x.stride(0) * pool.x.element_size(), "d": d, "rows": torch.arange(n),
+            "start": torch.tensor([0, n]), "kind": cuda_batch.KINDS["cosine"],
+        }  # fmt: skip
+        given = cuda.pack(cuda_batch.FIELDS, values)
+        shared = cuda_batch.TILES[precision][0]
+        lanes.launch(f"quanta_{precision}", 1, cuda_batch.THREADS, given, q.data_ptr(), n + 3, shared=shared)
+        np.testing.assert_array_equal(q[:, :n].numpy(), quanta(x, "cosine"))
+        assert (q[:, n:] == 7).all()
+
+
+@interpreted
+@pytest.mark.parametrize("clusters", [False, True], ids=["blocks", "clusters"])
+@pytest.mark.parametrize("objective", cuda_batch.OBJECTIVES)
+def test_lanes_select(objective, clusters, lanes, rng):
+    """Ragged problems from one queue, by several blocks of two a multiprocessor, or by a cluster of 8, as they are
+    dealt on a GPU; in shared memory and in workspaces."""
+    x, kind, low = few_bits(rng, 170, 48), "cosine_squared" if clusters else "cosine", not clusters
+    if clusters:  # one beyond a tile, one below, a row alone; all of them in clusters
+        rows, counts = [np.arange(3, 160), np.arange(20), np.array([7])], [8, 20, 1]
+    else:
+        rows = [np.sort(rng.permutation(170)[:m]) for m in (150, 33, 129, 8, 1)]
+        counts = [10, 33, 4, 3, 1]
+    total = sum(map(len, rows))
+    how = {"lam": 0.4, "low": True}
+    if objective == "facility_location":
+        whole, after = rng.integers(0, 9, total), rng.integers(0, 5, total) / 64  # ties here as well
+        how = {"weights": whole, "scale": np.full(len(rows), 1 / ONE), "after": after, "low": low}
+    problems = cuda_batch.Problems(rows, counts, objective, **how)
+    plan, left = cuda_batch.make_plan(problems, kind, "fp16", 48, lanes, 1 << 26)
+    assert not left and plan.teams[1] >= (0 if clusters else 2)
+    every = [*plan.clusters, *plan.blocks]
+    plan = cuda_batch.Plan(every, [], (1, 0), (max(plan.slots),) * 2) if clusters else plan
+    define = {"graph_cut": graph_cut, "log_det": log_det}.get(objective)
+    for p, (indices, gains) in enumerate(cuda_batch.run(stored(x, kind), problems, plan, lanes)):
+        own = x[rows[p]]
+        if define is None:
+            part = slice(sum(map(len, rows[:p])), sum(map(len, rows[: p + 1])))
+            want = by_weight(own, kind, counts[p], low, whole[part], after[part])
+            np.testing.assert_array_equal(gains, want[1])
+        else:
+            want = define(own, kind, counts[p], 0.4)
+            np.testing.assert_allclose(gains, want[1], rtol=0, atol=1e-10)
+        np.testing.assert_array_equal(indices, want[0])
+
+
+def by_weight(x, kind, k, low, weights, after):
+    """facility_location of whole weights, which are not rounded here."""
+    q = quanta(x, kind)
+    return greedy(
+        k, low, np.zeros(len(x), np.int64), lambda level: (weights @ np.maximum(q - level[:, None], 0)) / ONE + after,
+        lambda level, j: np.maximum(level, q[:, j]),
+    )  # fmt: skip
+
+
 # ---- threads
 
 
