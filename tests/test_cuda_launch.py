@@ -95,10 +95,14 @@ def told(monkeypatch, tmp_path):
         yield
         told.stream = before
 
+    def beside(device, priority):
+        assert priority < 0  # its blocks go before those of the stream it was made beside
+        return Stream(told, "there")
+
     about = SimpleNamespace(multi_processor_count=132, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(told, told.stream))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(told, "there"))
+    monkeypatch.setattr(torch.cuda, "Stream", beside)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setenv("SMARTGPU_CACHE", str(tmp_path))
     return told

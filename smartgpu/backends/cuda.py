@@ -116,7 +116,8 @@ class Kernels(Protocol):
     shared           bytes of shared memory: of a multiprocessor, and the most of a block
     clusters         whether blocks can form clusters
     launch           starts a kernel; arguments are integers of 8 bytes, addresses, and structures by value: see pack()
-    beside           what two functions launch, at the same time; what is launched later waits for both
+    beside           what two functions launch, at the same time, blocks of the first before those of the second; what
+                     is launched later waits for both
     """
 
     device: torch.device
@@ -160,7 +161,8 @@ class DeviceKernels:
             function((blocks,), (threads,), given, shared_mem=shared)
 
     def beside(self, first: Callable[[], None], second: Callable[[], None]) -> None:
-        here, there = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        # Both may become ready at one time: without a priority the second could take every multiprocessor first.
+        here, there = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device, priority=-1)
         there.wait_stream(here)
         try:
             with torch.cuda.stream(there):
