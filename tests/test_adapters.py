@@ -72,6 +72,68 @@ def test_datatrove_in_its_executor(x, expected, tmp_path):
     assert seen == expected.indices.tolist()
 
 
+def batches(x, sizes):
+    """The pool as NeMo-Curator's tasks, of so many documents each."""
+    pa = pytest.importorskip("pyarrow")
+    pytest.importorskip("nemo_curator")
+    from nemo_curator.tasks import DocumentBatch
+
+    ends = np.cumsum(sizes)
+    table = pa.table({"id": np.arange(len(x)), "embeddings": pa.array(list(x))})
+    return [DocumentBatch("pool", table.slice(end - m, m)) for end, m in zip(ends, sizes, strict=True)]
+
+
+def test_nemo_curator(x, expected):
+    (task,) = batches(x, [N])
+    from nemo_curator.tasks import DocumentBatch
+
+    from smartgpu.adapters.curator import SmartSelect
+
+    stage = SmartSelect(K, **HOW)
+    frame = task.to_pandas().set_index(
+        np.arange(N) % 7
+    )  # as a filter before it leaves it: rows by place, not by name
+    for each in (task, DocumentBatch("pool", frame, _metadata={"kept": 1})):
+        found = stage.process(each)
+        assert found.data["id"].tolist() == expected.indices.tolist()
+        assert found.data[hf.RANK].tolist() == list(range(K))
+        assert found.data[hf.GAIN].tolist() == expected.gains.tolist()
+    assert found._metadata == {"kept": 1} and hf.RANK not in frame
+    assert SmartSelect(0.06, **HOW).process(task).data["id"].tolist() == expected.indices.tolist()
+    assert stage.process_batch(batches(x, [0, 0])) == [None, None]
+    with pytest.raises(ValueError, match="task '' of 'pool' has no column 'vector', only id, embeddings"):
+        SmartSelect(K, "vector").process(task)
+    frame.loc[frame["id"] == 5, "embeddings"] = None
+    with pytest.raises(ValueError, match="column 'embeddings': row 5 is null"):
+        stage.process(DocumentBatch("pool", frame))
+
+
+@pytest.mark.slow
+def test_nemo_curator_in_its_executor(x, expected):
+    """From all tasks together; each goes on with its own documents, and those that are left with none do not."""
+    sizes = (90, 0, 109, 1)
+    tasks = batches(x, sizes)
+    import ray
+    from nemo_curator.backends.ray_data import RayDataExecutor
+    from nemo_curator.pipeline import Pipeline
+
+    from smartgpu.adapters.curator import SmartSelect
+
+    assert N - 1 not in expected.indices  # the last task's only document
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        stage = SmartSelect(K, **HOW).with_(batch_size=len(sizes))
+        found = Pipeline("choose", stages=[stage]).run(RayDataExecutor(), initial_tasks=tasks)
+    finally:
+        ray.shutdown()
+    parts = [expected.indices < 90, (expected.indices >= 90) & (expected.indices < 199)]
+    assert len(found) == len(parts)
+    for task, part in zip(found, parts, strict=True):
+        assert task.data["id"].tolist() == expected.indices[part].tolist()
+        assert task.data[hf.RANK].tolist() == np.flatnonzero(part).tolist()
+        assert task.data[hf.GAIN].tolist() == expected.gains[part].tolist()
+
+
 @pytest.mark.slow
 def test_ray_data(x, expected):
     pytest.importorskip("ray.data")

@@ -162,6 +162,7 @@ MAY_IMPORT = (
         )
     ),
     ("smartgpu/adapters/datatrove.py", {"smartgpu", "numpy", "datatrove"}),
+    ("smartgpu/adapters/curator.py", {"smartgpu", "numpy", "pyarrow", "nemo_curator"}),
     ("smartgpu/sklearn.py", {"smartgpu", "numpy", "sklearn"}),  # asked for by its users
     ("smartgpu/**/*.py", {"smartgpu", "numpy"}),
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip
@@ -237,7 +238,7 @@ LAYERS = {
         *("arrays", "backends", "constraints", "files", "job", "labels", "mixture", "objectives", "options"),
         *("reporting", "selecting", "selection", "similarity", "version"),
     },
-    "adapters": {"adapters", "api", "selection"},
+    "adapters": {"adapters", "api", "io", "selection"},
     "exports": {"exports", "files", "io", "similarity"},
     "sieve": {
         *(

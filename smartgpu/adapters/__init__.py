@@ -1,1 +1,1 @@
-"""Selections inside other libraries' pipelines, each opened by name: hf, ray_data, datatrove (docs/scaling.md)."""
+"""Selections inside other libraries' pipelines, each opened by name: hf, ray_data, datatrove, curator."""
