@@ -160,7 +160,7 @@ def _fail(command: str, error: BaseException, status: int) -> int:
     text = str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"smartgpu {command}: {' '.join(text.split())}", file=sys.stderr)
+    print(f"smartgpu {command}: {launch.who()}{' '.join(text.split())}", file=sys.stderr)
     log.debug("where it came from:", exc_info=error)
     return status
 

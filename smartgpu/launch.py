@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,11 +20,13 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from smartgpu.backends import gpu
+from smartgpu.checkpoint import fingerprint
 from smartgpu.ranks import WORLD, RankError, Ranks
 
 T = TypeVar("T")
 log = logging.getLogger("smartgpu")
 OWN = ("report", "progress", "plan")  # arguments that rank 0 keeps to itself
+GLANCE = 256  # rows of a file that ranks compare before they compare all of it
 FOREVER = timedelta(days=30)  # waiting is ended by smartgpu.ranks, or by a process that ends
 _crew: Ranks | None = None  # of this process, by which rank 0 hands out calls
 
@@ -31,6 +34,12 @@ _crew: Ranks | None = None  # of this process, by which rank 0 hands out calls
 def started() -> bool:
     """Whether this process is one of several that a launcher has started."""
     return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def who() -> str:
+    """For messages of a process that others were started with: "rank 1 (host): ", and nothing for rank 0."""
+    rank = os.environ.get("RANK", "0") if started() else "0"
+    return "" if rank == "0" else f"rank {rank} ({socket.gethostname()}): "
 
 
 def begin(backend: str) -> int:
@@ -101,7 +110,7 @@ def _hand_out(x: Any) -> Any:
     """Rank 0's x on all ranks."""
     how, value = _crew.share_all(None if _crew.rank else _address(x))[0]
     if how == "file":
-        return _crew.all_of(lambda: x if _crew.rank == 0 else _open(*value))
+        return _same_file(x, *value)
     if how == "array":
         return _crew.copy(x, *value)
     return x if _crew.rank == 0 else pickle.loads(value)
@@ -118,10 +127,21 @@ def _address(x: Any) -> tuple[str, Any]:
     return "pickled", pickle.dumps(x)
 
 
-def _open(path: str, dtype: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
+def _same_file(x: Any, path: str, dtype: str, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """Rank 0's x, opened by all ranks. ValueError on all of them where one does not see that file, or sees another.
+
+    Some rows are compared here, so that the message can name the file, and all of them by the call that follows.
+    """
+    problem = seen = None
     try:
-        return np.memmap(path, dtype, "r", offset, shape)
+        x = x if _crew.rank == 0 else np.memmap(path, dtype, "r", offset, shape)
+        seen = fingerprint(x[:: -(-len(x) // GLANCE)])
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read here: all processes must see that folder ({error})"
-        ) from error
+        problem = f"cannot read {path} ({error})"
+    found = _crew.share_all((problem, seen))
+    for rank, (problem, seen) in enumerate(found):
+        if problem is None and seen != found[0][1]:
+            problem = f"finds another file than rank 0 as {path}"
+        if problem is not None:
+            raise ValueError(f"{_crew.name(rank)} {problem}: all processes must see the same folder")
+    return x

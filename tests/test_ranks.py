@@ -42,6 +42,7 @@ from smartgpu.backends import sharded
 from smartgpu.backends.numpy import NumpyBackend
 from smartgpu.cli import main
 from smartgpu.groups import deal
+from smartgpu.io import read_embeddings
 from smartgpu.job import Job
 from smartgpu.objectives.set_function import SetFunction
 from smartgpu.options import Options
@@ -450,7 +451,9 @@ def refusals(rank, folder):
         "whole": lambda: smartgpu.select(x, 5, process_group="world"),
     }
     found = {name: caught(call) for name, call in calls.items()}
+    found["apart"] = caught(lambda: apart(rank, folder))
     found["handed"] = handed(rank, folder)
+    found |= unshared(rank, folder)
     found["failing"] = caught(lambda: interrupted(None, boom if rank == 1 else None))
     return found
 
@@ -475,6 +478,40 @@ def handed(rank, folder):
         "part": np.array_equal(got["part"], SMALL[7:]),
         "pickled": abs(got["pickled"] - sparse()).max() == 0,
     }
+
+
+def apart(rank, folder):
+    """A selection with a checkpoint in a folder that rank 0 alone sees: whether a file is left here."""
+    path = folder / f"host{rank}" / "apart.npz"
+    smartgpu.select(SMALL, 5, process_group="world", checkpoint=path)
+    return path.exists()
+
+
+UNSHARED = {
+    "absent": "cannot read /proc/self/cwd/absent.npy (",
+    "short": "cannot read /proc/self/cwd/short.npy (",
+    "other": "finds another file than rank 0 as /proc/self/cwd/other.npy: all processes must see the same folder",
+    "late": "was given other data, options or versions than rank 0",  # not among the rows that are looked at first
+}
+
+
+def unshared(rank, folder):
+    """What rank 0 maps by a name that leads each process to a folder of its own, as on hosts that share none."""
+    home = folder / f"host{rank}"
+    home.mkdir(exist_ok=True)
+    os.chdir(home)
+    late = X.copy()
+    late[1] += 1
+    theirs = {"same": X, "short": X[: N // 2], "other": X + 1, "late": late}
+    for name in ("same", *UNSHARED) if rank == 0 else theirs:
+        np.save(f"{name}.npy", X if rank == 0 else theirs[name])
+    launch._crew = Ranks("world", 60.0)
+
+    def choose(name):
+        x = launch._hand_out(read_embeddings(f"/proc/self/cwd/{name}.npy") if rank == 0 else None)
+        return smartgpu.select(x, 3, process_group="world", threads=1).indices.tolist()
+
+    return {f"unshared {name}": caught(lambda name=name: choose(name)) for name in ("same", *UNSHARED)}
 
 
 def interrupted(checkpoint, report=None, **more):
@@ -569,6 +606,18 @@ def test_what_rank_0_reads_is_what_the_others_get(refused):
         assert each["handed"] == {"array": True, "file": True, "part": True, "pickled": True}
 
 
+@pytest.mark.parametrize("name", UNSHARED)
+def test_a_folder_that_is_not_shared_is_refused_by_all(refused, name):
+    for each in refused:
+        error = each[f"unshared {name}"]
+        assert type(error) is ValueError and f"rank 1 ({HOST}) {UNSHARED[name]}" in str(error), repr(error)
+        assert each["unshared same"] == smartgpu.select(X, 3, backend="numpy", threads=1).indices.tolist()
+
+
+def test_a_checkpoint_needs_to_be_seen_by_rank_0_alone(refused):
+    assert [each["apart"] for each in refused] == [True, False]
+
+
 def test_an_error_of_one_process_is_told_by_the_others(refused):
     zero, one = refused
     assert type(one["failing"]) is OSError
@@ -635,6 +684,45 @@ def torchrun(size, *arguments):
         text=True,
         timeout=120,
     )
+
+
+def test_the_command_refuses_a_pool_that_one_host_does_not_see(tmp_path):
+    """Processes that something else than torchrun has started, each in a folder of its own."""
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available():
+        pytest.skip("this torch was built without torch.distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    command = [
+        sys.executable,
+        "-m",
+        "smartgpu",
+        "select",
+        "/proc/self/cwd/pool.npy",
+        "-k",
+        "9",
+        "--out",
+        "out",
+    ]
+    running = []
+    for rank in (0, 1):
+        home = tmp_path / f"host{rank}"
+        home.mkdir()
+        if rank == 0:
+            np.save(home / "pool.npy", SMALL)
+        own = {**os.environ, **env, "MASTER_PORT": port, "RANK": str(rank)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen([*command, "--backend", "numpy"], cwd=home, env=own, **pipes))
+    try:
+        said = [process.communicate(timeout=60) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert running[0].returncode == 2 and f"rank 1 ({HOST}) cannot read /proc/self/cwd/pool.npy" in said[0][1]
+    assert running[1].returncode == 2 and said[1] == ("", "")  # rank 0 speaks for all
+    assert [p.name for host in (0, 1) for p in (tmp_path / f"host{host}").iterdir()] == ["pool.npy"]
 
 
 def test_the_command_started_by_torchrun_writes_what_one_process_writes(tmp_path):

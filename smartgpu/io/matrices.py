@@ -60,7 +60,8 @@ def _load_npy(path: Path, field: str | None) -> np.ndarray:
     if field is not None:
         raise ValueError(f"{path}: a .npy file holds one array without a name, got the field {field!r}")
     try:
-        return np.load(path, mmap_mode="r" if path.stat().st_size else None, allow_pickle=False)
+        # by its name: of a Path, numpy keeps where links lead, which other hosts need not have
+        return np.load(str(path), mmap_mode="r" if path.stat().st_size else None, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise _npy_error(path, error) from error
 
@@ -135,7 +136,7 @@ def _load_safetensors(path: Path, field: str | None) -> np.ndarray:
     with open(path, "rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         offset = 8 + size + json.loads(handle.read(size))[name]["data_offsets"][0]
-    x = np.memmap(path, _SAFETENSORS[dtype], "r", offset, shapes[name])
+    x = np.memmap(str(path), _SAFETENSORS[dtype], "r", offset, shapes[name])
     if dtype != "BF16":
         return x
     wide = np.left_shift(x, 16, dtype=np.uint32)  # bfloat16 is the upper half of a float32
