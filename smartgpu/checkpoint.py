@@ -64,25 +64,37 @@ class Checkpoint:
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """(indices, gains) so far, empty where there is no checkpoint. ValueError for one of another call."""
+        record, indices, gains = self._read()
+        changed = [] if record is None else differences(record, self.record)
+        if record is None or (changed and record == self.instead):
+            return np.empty(0, np.int64), np.empty(0)
+        self._refuse(changed)
+        return indices, gains
+
+    def check(self) -> None:
+        """ValueError for picks of another call, by what the record given here names: the rest is not known yet."""
+        there = self._read()[0]
+        if there is not None:
+            self._refuse(differences({key: there.get(key) for key in self.record}, self.record))
+
+    def _read(self) -> tuple[dict[str, Any] | None, np.ndarray, np.ndarray]:
         try:
             with open(self.path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 record = json.loads(str(file["record"]))
-                indices, gains = file["indices"].astype(np.int64), file["gains"].astype(np.float64)
+                return record, file["indices"].astype(np.int64), file["gains"].astype(np.float64)
         except FileNotFoundError:
-            return np.empty(0, np.int64), np.empty(0)
+            return None, np.empty(0, np.int64), np.empty(0)
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"checkpoint {self.path} cannot be read ({error}); remove it to start anew"
             ) from error
-        changed = differences(record, self.record)
-        if changed and record == self.instead:
-            return np.empty(0, np.int64), np.empty(0)
+
+    def _refuse(self, changed: list[str]) -> None:
         if changed:
             raise ValueError(
                 f"checkpoint {self.path} is of another selection; remove it to start anew. "
                 + "; ".join(changed)
             )
-        return indices, gains
 
     def save(self, indices: list[int], gains: list[float], force: bool = False) -> None:
         """Write the picks so far, at most every few seconds unless forced."""

@@ -11,13 +11,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smartgpu.arrays import as_count, as_matrix
 from smartgpu.backends import resolve
-from smartgpu.checkpoint import differences, fingerprint
+from smartgpu.checkpoint import Checkpoint, differences, fingerprint
 from smartgpu.groups import deal
 from smartgpu.job import Job, versions
 from smartgpu.labels import as_labels
@@ -25,7 +26,7 @@ from smartgpu.objectives import FacilityLocation, State
 from smartgpu.objectives.base import per_row
 from smartgpu.options import Options, bytes_text, make_options
 from smartgpu.ranks import Alone, Ranks, join
-from smartgpu.selecting import Call, Wanted, attempt
+from smartgpu.selecting import Call, Wanted, attempt, check_checkpoint
 from smartgpu.selection import Selection
 from smartgpu.similarity import (
     Cosine,
@@ -86,6 +87,7 @@ def select_partitioned(
         lambda: _Search.check(X, k, similarity, weights, parts, partition, candidates, sample, how)
     )
     ranks.agree(search.record, differences)
+    ranks.all_of(lambda: search.check_before() if ranks.rank == 0 else None)
     with ranks.running():
         start = time.perf_counter()
         numbers = search.number(ranks)
@@ -131,6 +133,7 @@ class _Search:
         for name in ("polish", "fallback"):
             if getattr(options, name) is not None:
                 raise ValueError(f"{name} is not for select_partitioned")
+        check_checkpoint(options)
         x = as_matrix(X, "X")
         n = len(x)
         count = as_count(k, n)
@@ -182,9 +185,17 @@ class _Search:
             "weights": None if self.weights is None else fingerprint(self.weights),
             "partition": labels,
             "versions": versions(resolve(self.options.backend)),
+            "checkpoint": self.options.checkpoint and Path(self.options.checkpoint).name,
             **{name: getattr(self, name) for name in names},
             **{name: how[name] for name in how if name not in ("threads", "progress")},
         }
+
+    def check_before(self) -> None:
+        """Refuse a checkpoint of another pool before the first round; the second, which has rows, compares the rest."""
+        path = self.options.checkpoint
+        if path is not None and Path(path).exists():
+            pool = FacilityLocation(self.weights, self.x)
+            Checkpoint(path, {"objective": pool.describe(), "similarity": self.kind.describe()}).check()
 
     # -- the partition ---------------------------------------------------------------------------------------------
 

@@ -381,16 +381,10 @@ class Call:
         return out or None
 
     def _checkpoint(self, instead: Options | None) -> Checkpoint:
-        path, options = self.job.options.checkpoint, self.job.options
-        if options.maximizer not in EXACT:
-            raise ValueError(
-                "checkpoint is for exact maximizers: the samples of 'stochastic' and the thresholds of 'threshold' "
-                "are not kept"
-            )
-        if Path(path).suffix != ".npz":
-            raise ValueError(f"checkpoint must be a file name that ends in .npz, got {str(path)!r}")
+        options = self.job.options
+        check_checkpoint(options)
         record = {**self.data, "options": _recorded(options)}
-        return Checkpoint(path, record, instead and {**record, "options": _recorded(instead)})
+        return Checkpoint(options.checkpoint, record, instead and {**record, "options": _recorded(instead)})
 
     def record(self) -> dict[str, Any]:
         """What processes must have in common: everything that the picks depend on, and how they are searched for."""
@@ -494,6 +488,19 @@ def _go_on(kept: Checkpoint | None, picks: int) -> str:
     if kept is None:
         return "start a new process (with checkpoint=, the same call would go on from the picks so far)"
     return f"{picks} picks are kept in {kept.path}: in a new process the same call goes on from them"
+
+
+def check_checkpoint(options: Options) -> None:
+    """ValueError where a checkpoint is asked for that cannot be kept."""
+    if options.checkpoint is None:
+        return
+    if options.maximizer not in EXACT:
+        raise ValueError(
+            "checkpoint is for exact maximizers: the samples of 'stochastic' and the thresholds of 'threshold' "
+            "are not kept"
+        )
+    if Path(options.checkpoint).suffix != ".npz":
+        raise ValueError(f"checkpoint must be a file name that ends in .npz, got {str(options.checkpoint)!r}")
 
 
 def _check_inputs(ground: Ground, kept: Checkpoint | None) -> None:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +113,8 @@ def test_parts_that_are_too_large_are_cut():
         ({"sample": -1}, "sample must be an integer >= 0"),
         ({"parts": N + 1}, "parts must be"),
         ({"polish": True}, "polish is not for select_partitioned"),
+        ({"checkpoint": "picks.bin"}, "checkpoint must be a file name that ends in .npz"),
+        ({"checkpoint": "p.npz", "maximizer": "stochastic"}, "checkpoint is for exact maximizers"),
         ({"weights": np.ones(3)}, "weights must have shape"),
     ],
 )
@@ -182,13 +187,100 @@ def test_one_file_is_mapped_itself(tmp_path):
     assert isinstance(x, np.memmap) and not (tmp_path / "all.npy").exists()
 
 
-def test_a_truncated_shard_is_refused_and_leaves_nothing(tmp_path):
+def damage(folder, how):
+    """What may have happened to the shards of a pool since they were read."""
+    first, second, last = sorted(folder.iterdir())
+    if how == "truncated":
+        last.write_bytes(last.read_bytes()[:-40])
+    elif how == "missing":
+        second.unlink()
+    elif how == "reordered":
+        aside = first.rename(folder / "aside")
+        second.rename(first)
+        aside.rename(second)
+    else:
+        x = np.load(second)
+        x[5, 0] += 1
+        np.save(second, x)
+
+
+@pytest.mark.parametrize("fmt", ["npy", "safetensors", "parquet"])
+def test_a_truncated_shard_is_refused_and_leaves_nothing(tmp_path, fmt):
     (tmp_path / "pool").mkdir()
-    shards(tmp_path / "pool", "parquet")
-    path = tmp_path / "pool" / "part-2.parquet"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"part-2\.parquet"):
+    shards(tmp_path / "pool", fmt)
+    damage(tmp_path / "pool", "truncated")
+    with pytest.raises(ValueError, match=rf"part-2\.{fmt}: not a readable {fmt} file"):
         map_embeddings(tmp_path / "pool", tmp_path / "all.npy")
     assert [p.name for p in tmp_path.iterdir()] == ["pool"]
     with pytest.raises(ValueError, match=r"into must be a file name that ends in \.npy"):
         map_embeddings(tmp_path / "pool", tmp_path / "all.bin")
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A pool in shards, and the checkpoint of a selection of it that stopped after some picks."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    (folder / "pool").mkdir()
+    shards(folder / "pool", "npy")
+
+    def stop(row, gain, seen=[]):  # noqa: B006 - counts calls
+        seen.append(row)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+
+    x = map_embeddings(folder / "pool", folder / "all.npy")
+    with pytest.raises(KeyboardInterrupt):
+        smartgpu.select_partitioned(x, K, checkpoint=folder / "picks.npz", report=stop, **HOW)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["whole", "missing", "reordered", "changed"])
+def test_shards_that_changed_since_the_checkpoint_are_refused(unfinished, tmp_path, caplog, how):
+    folder = Path(shutil.copytree(unfinished, tmp_path / "copy"))
+    if how != "whole":
+        damage(folder / "pool", how)
+    x = map_embeddings(folder / "pool", folder / "all.npy")
+    caplog.set_level("INFO", "smartgpu")
+    again = {"checkpoint": folder / "picks.npz", **HOW}
+    if how == "whole":
+        with np.load(folder / "picks.npz") as held:
+            assert 0 < len(held["indices"]) < K
+        expected = smartgpu.select_partitioned(X, K, **HOW)
+        assert smartgpu.select_partitioned(x, K, **again).indices.tolist() == expected.indices.tolist()
+        return
+    with pytest.raises(
+        ValueError, match=r"picks\.npz is of another selection.*objective\.represented\.sha256"
+    ):
+        smartgpu.select_partitioned(x, K, **again)
+    assert "partition greedy:" not in caplog.text  # before the first round
+    picks = {"checkpoint": tmp_path / "exact.npz", "backend": "numpy", "threads": 1}
+    rows = slice(1000, 1300)
+    smartgpu.select(X[rows], 5, **picks)
+    with pytest.raises(ValueError, match=r"exact\.npz is of another selection.*data: "):
+        smartgpu.select(x[rows], 5, **picks)
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "reordered", "changed"])
+def test_the_command_refuses_shards_that_changed(tmp_path, capsys, how):
+    (tmp_path / "shards").mkdir()
+    shards(tmp_path / "shards", "npy")
+    (tmp_path / "pool.jsonl").write_text("".join(f'{{"id": {i}}}\n' for i in range(N)))
+    command = ["select", str(tmp_path / "pool.jsonl"), "--embeddings", str(tmp_path / "shards"), "-k", "5"]
+    command += ["--partition", "random", "--parts", "6", "--backend", "numpy", "--out", str(tmp_path / "out")]
+    assert main([*command, "--quiet"]) == 0
+    damage(tmp_path / "shards", how)
+    assert main(command) == 2
+    texts = {
+        "truncated": "part-2.npy: not a readable npy file, or a truncated one",
+        "missing": "must have one row per pool row: 3000 in",
+    }
+    assert texts.get(how, "a selection of other options or data (embeddings: ") in capsys.readouterr().err
+
+
+def test_processes_that_map_into_one_file_do_not_disturb_each_other(tmp_path):
+    (tmp_path / "pool").mkdir()
+    shards(tmp_path / "pool", "npy")
+    with ThreadPoolExecutor(4) as several:
+        maps = list(several.map(lambda _: map_embeddings(tmp_path / "pool", tmp_path / "all.npy"), range(12)))
+    assert all(np.array_equal(x, X) for x in maps)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.npy", "pool"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,7 +228,7 @@ def map_embeddings(path: str | Path, into: str | Path, *, field: str | None = No
         raise ValueError(f"into must be a file name that ends in .npy, got {str(into)!r}")
     if into.resolve() in {file.resolve() for file in found}:
         raise ValueError(f"into must not be a file of the pool, got {str(into)!r}")
-    part = into.with_name(f".{into.name}.part")
+    part = into.with_name(f".{into.name}.{uuid.uuid4().hex}.part")  # another process may write the same
     try:
         if fmt == "parquet":
             x = matrices.stream_parquet(found, field, part)[0]
