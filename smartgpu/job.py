@@ -122,19 +122,22 @@ class Job:
         return Budget(shape, cost, min(memory, most))
 
     def _fitting(self, picks: int, coverage: bool, most: int | None) -> tuple[Shape, Cost]:
-        """Shape and cost, with features that stream where a device has no room for all of them."""
+        """Shape and cost, with features that stream where there is no room for all of them.
+
+        On the CPU, where no memory is given, that is half of what is free.
+        """
         held = self._cost(picks, coverage)
-        if (
-            most is None
-            or isinstance(self.x, Matrix)
-            or held[1].least <= min(self.options.memory or most, most)
-        ):
+        if most is None:
+            room = self.options.memory or find_backend(self.options.backend).default_memory()
+        else:
+            room = min(self.options.memory or most, most)
+        if isinstance(self.x, Matrix) or held[1].least <= room:
             return held
         streamed = self._cost(picks, coverage, stream=True)
         return min(held, streamed, key=lambda both: both[1].least)
 
     def _cost(self, picks: int, coverage: bool, **how: Any) -> tuple[Shape, Cost]:
-        """What the selection is and costs; stream: with features that stay on the host of a device."""
+        """What the selection is and costs; stream: with features that stay on the host of a device, or unmade."""
         sizes = find_backend(self.options.backend).footprint(self.x, self.kind, **self.how(), **how)
         shape = Shape.of(self.x, self.kind, picks, sizes, coverage)
         if self.options.polish is not None:
@@ -179,9 +182,9 @@ class Job:
             if most is not None:
                 how["stream"] = self._fitting(1, False, most)[0].footprint.stream
         else:
-            how |= {"picks": budget.shape.k, "spare": budget.spare}
+            how |= {"picks": budget.shape.k, "spare": budget.spare, "stream": budget.shape.footprint.stream}
             if budget.shape.footprint.place:  # what an objective's own arrays may take is there as well
-                how |= {"memory": budget.memory, "stream": budget.shape.footprint.stream}
+                how["memory"] = budget.memory
         return Ground(
             self.x, self.kind, resolve(self.options.backend), outside=self.outside, ranks=ranks, **how
         )

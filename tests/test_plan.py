@@ -170,10 +170,42 @@ def test_what_is_held_is_what_was_planned(pool, name):
     np.testing.assert_array_equal(between.indices, roomy.indices)
 
 
+UNHELD = (
+    "fl-float16",
+    "fl-dot-weights",
+    "fl-max-minus",
+    "fl-represented",
+    "fl-polish-far",
+    "gc",
+    "gc-rbf",
+    "gc-given",
+)
+UNHELD += ("logdet", "logdet-rbf", "mixture", "saturated", "disparity-min", "clustered")
+
+
+@pytest.mark.parametrize("name", UNHELD)
+def test_features_that_do_not_fit_are_made_when_they_are_asked_for(pool, name):
+    make, objective, similarity, more = CASES[name]
+    x, objective = pool if make is None else make(pool), objective(pool)
+    call = {"objective": objective, "similarity": similarity, "threads": 2, **more, "k": 12}
+    every = plan(x, **call)
+    planned = plan(x, **call, memory=every.least - 1)
+    name = "features of the candidates, a few blocks at a time"
+    assert dict(planned.parts)[name] <= 8 * len(x) < dict(every.parts)["features of the candidates"]
+    assert planned.least < every.least  # even of so few rows
+    few, held = peak(lambda: select(x, **call, memory=planned.least))
+    assert held <= 1.01 * planned.least, f"held {held:,}, planned {planned.least:,}"
+    whole = select(x, **call)
+    np.testing.assert_array_equal(few.indices, whole.indices)
+    np.testing.assert_array_equal(few.gains, whole.gains)
+    assert few.value == whole.value
+
+
 def test_a_budget_that_cannot_be_met_is_refused_first(pool):
     told = []
     for objective in ("facility_location", "graph_cut", "log_det"):
-        least = plan(pool, K, objective).least
+        every = plan(pool, K, objective).least
+        least = plan(pool, K, objective, memory=every - 1).least  # with features that are not held
         for call, k in ((select, {"k": K}), (rank, {})):
             with pytest.raises(
                 ValueError, match=r"memory must be at least .*B for this selection, got 1.00MB"

@@ -13,7 +13,7 @@ import numpy as np
 
 from smartgpu.backends import blas, linear, survivors
 from smartgpu.backends.tiles import ROWS
-from smartgpu.similarity import Matrix, Similarity, block_rows
+from smartgpu.similarity import STEP, Cosine, CosineShifted, CosineSquared, Matrix, Similarity, block_rows
 
 TILE = ROWS * (ROWS + 32)  # entries of a tile in the widest padding
 SMALL = 1 << 20  # lists, threads, modules imported on the way
@@ -96,15 +96,20 @@ class HostFootprint:
     threads: int
     squared: bool  # the similarity needs squared norms
     half: bool = False  # the input is float16: its check takes a byte for each number that it looks at
-    stream, place, fixed_name = False, "", "threads, lists"
+    stream: bool = (
+        False  # rows stay as they were given, and blocks of features are made when they are asked for
+    )
+    norms: bool = False  # of each row, where features are not held
+    place, fixed_name = "", "threads, lists"
     least_batch, most_batch = 32, 256
     probe = 1000, 4000
 
     @classmethod
-    def of(cls, x: Any, kind: Similarity, threads: int) -> HostFootprint:
+    def of(cls, x: Any, kind: Similarity, threads: int, stream: bool = False) -> HostFootprint:
         if isinstance(x, Matrix):
             return cls(0, threads, kind.squared_norms)
-        return cls(x.shape[1], threads, kind.squared_norms, x.dtype == np.float16)
+        norms = isinstance(kind, (Cosine, CosineShifted, CosineSquared))
+        return cls(x.shape[1], threads, kind.squared_norms, x.dtype == np.float16, stream, norms)
 
     def input(self, n: int, entries: Entries | None) -> int:
         if entries is None:
@@ -112,8 +117,11 @@ class HostFootprint:
         return 24 * entries.stored if entries.stored else 5 << 20
 
     def features(self, rows: Any, beside: Any = None) -> int:
-        """float32"""
-        return 4 * len(rows) * self.d
+        """float32, or norms"""
+        return self._features(len(rows))
+
+    def _features(self, count: int) -> int:
+        return 8 * count * self.norms if self.stream else 4 * count * self.d
 
     def matrix(self, entries: Entries) -> int:
         """A sparse one by column; a dense one is read where it is."""
@@ -159,7 +167,11 @@ class HostFootprint:
     def _tiles(self, weighted: bool) -> int:
         """Scratch of all threads for tiles of similarity: rows and panel, the product, what is reduced."""
         product = (2 + self.squared) * 4 * TILE + weighted * 16 * ROWS * ROWS
-        return self.threads * (product + 5632 * self.d)
+        return self.threads * (product + 5632 * self.d + self._making(2 * ROWS))
+
+    def _making(self, rows: int) -> int:
+        """Features made by one thread for a while, and what they are made of on the way."""
+        return (4 * rows * self.d + 16 * max(STEP, 16 * self.d)) * self.stream
 
     def _preparing(self) -> int:
         """Float64 blocks of rows while features are made."""
@@ -168,7 +180,7 @@ class HostFootprint:
     def held(self, n: int, r: int, *, same: bool, batch: int) -> int:
         """All that the numpy backend holds besides survivors, scratch included."""
         sets = n + (not same) * r
-        fixed = 4 * sets * self.d + 4 * sets * self.squared + self.vectors(r)
+        fixed = self._features(sets) + 4 * sets * self.squared + self.vectors(r)
         return fixed + self.columns(r, batch) + self.dense(n, r, True)
 
     def stored(self, pairs: float, n: int, r: int) -> float:
@@ -191,7 +203,8 @@ class HostFootprint:
     def cheap_bounds(self, n: int, r: int) -> int:
         """Matrices (d, d) in float64, and the blocks that they are made of."""
         rows = max(linear.block_rows(self.d), 512)
-        moments = 8 * self.d * self.d * (self.threads + 2) + 16 * self.threads * rows * self.d
+        moments = 8 * self.d * self.d * (self.threads + 2)
+        moments += self.threads * (16 * rows * self.d + self._making(rows))
         return moments + self.vectors(r + n)
 
     def totals(self, n: int) -> int:
@@ -199,7 +212,8 @@ class HostFootprint:
 
     def products(self, n: int, r: int) -> int:
         """Float64 blocks of rows, as LinearFeatures works on them."""
-        return self.threads * linear.block_rows(self.d) * self.d * 20 + 12 * 256 * self.d
+        rows = linear.block_rows(self.d)
+        return self.threads * (rows * self.d * 20 + self._making(rows)) + 12 * 256 * self.d
 
     def pairs(self, n: int, k: int, numbers: int) -> int:
         return 4 * numbers if k > 1 else 0

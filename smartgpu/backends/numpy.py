@@ -66,12 +66,22 @@ class NumpyBackend:
         return default_memory(), None
 
     @staticmethod
-    def footprint(x: np.ndarray | Matrix, kind: Similarity, *, threads: int | None = None, **how):
-        return HostFootprint.of(x, kind, threads or cpu_count())
+    def footprint(
+        x: np.ndarray | Matrix, kind: Similarity, *, threads: int | None = None, stream: bool = False, **how
+    ):
+        return HostFootprint.of(x, kind, threads or cpu_count(), stream)
 
     @staticmethod
-    def prepare(kind: Similarity, x: np.ndarray, rows: np.ndarray | None = None, *, workers: Workers, **how):
-        return prepare(kind, x, rows, workers)
+    def prepare(
+        kind: Similarity,
+        x: np.ndarray,
+        rows: np.ndarray | None = None,
+        *,
+        workers: Workers,
+        stream: bool = False,
+        **how,
+    ):
+        return prepare(kind, x, rows, workers, hold=not stream)
 
     @staticmethod
     def features(geometry: Geometry, x: np.ndarray, *, workers: Workers, **how) -> LinearFeatures:
@@ -90,6 +100,7 @@ class NumpyBackend:
         spare: int | None = None,  # bytes beyond what must be held; instead of memory, which counts both
         progress: bool = False,
         workers: Workers | None = None,  # those of another backend, which works in turn with this one
+        stream: bool = False,  # features were prepared so, that each block of them is made when it is asked for
     ):
         self.pool = pool
         self.workers = workers or Workers(threads, progress)
@@ -104,8 +115,9 @@ class NumpyBackend:
             self.inner = self.source if pool.same else Features(pool, pool.x, pool.x, norms)
             self.r, self.n, self.same = len(pool.rows), len(pool.x), pool.same
         self.block_size = self.source.block
-        d = 0 if isinstance(pool, Matrix) else pool.x.shape[1]
-        self.sizes = HostFootprint(d, self.workers.threads, pool.kind.squared_norms)
+        self.sizes = HostFootprint.of(
+            pool if isinstance(pool, Matrix) else pool.x, pool.kind, self.workers.threads, stream
+        )
         self._least = self._held(self.sizes.least_batch)
         self.memory = (memory or default_memory()) if spare is None else self._least + spare
         room = max(self.memory - self.held(), 1)

@@ -189,7 +189,8 @@ class Ground:
 
     @property
     def _apart(self) -> dict[str, Any]:
-        return {name: self._how[name] for name in ("threads", "precision") if name in self._how}
+        names = ("threads", "precision") if self.engine.remote else ("threads", "stream")
+        return {name: self._how[name] for name in names if name in self._how}
 
     def wide(self) -> Wide:
         return self.engine.wide(self.geometry(), **{"workers": self.workers, **self._how})
