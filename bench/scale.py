@@ -39,9 +39,10 @@ from bench.run import append
 from smartgpu.planning import LONG
 
 D, K, BLOCK = 64, 10_000, 1 << 16
-PARTS, TIMES = 250, 4.0  # candidates: so many times k
+# Of the large pool: parts, how they are made, and candidates, so many times k (the small pool says what that costs).
+PARTS, WAY, TIMES = 250, "cluster", 2.0
 # Of what selections allocate; the pool's pages, Python and torch come to it.
-MEMORY = "1.2GB"
+MEMORY = "1.35GB"
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -155,7 +156,8 @@ def partition(quick: bool) -> Iterator[dict[str, Any]]:
             row = {"what": f"partition beside exact, {way}, {times:g} k", "n": few, "d": D, "k": own}
             yield {**row, "exact": exact.value, "of_exact": found["value"] / exact.value, **found}
         write_pool(path, n)
-        runs = together(2, select_parts, str(path), k, 25 if quick else PARTS, TIMES, MEMORY, "world")
+        parts = 25 if quick else PARTS
+        runs = together(2, select_parts, str(path), k, parts, TIMES, MEMORY, "world", WAY)
         peak = max(run["peak_mb"] for run in runs)
         yield {"what": "partition", "n": n, "d": D, "k": k, "memory": MEMORY, **runs[0], "peak_mb": peak}
 

@@ -89,6 +89,12 @@ CASES = {
     "fl-max-minus": (None, lambda x: FacilityLocation(), "max_minus_sqeuclidean", {}),
     "fl-represented": (None, lambda x: FacilityLocation(W, x + 1), "cosine_shifted", {}),
     "fl-represented-squared": (None, lambda x: FacilityLocation(None, x[:900]), "cosine_squared", {}),
+    "fl-more-represented": (
+        lambda x: x[:900],
+        lambda x: FacilityLocation(None, np.concatenate([x, x + 0.5, x - 0.5])),
+        "cosine",
+        {"k": 30},
+    ),
     "fl-three-threads": (None, lambda x: FacilityLocation(), "cosine", {"threads": 3}),
     "fl-given": (None, lambda x: FacilityLocation(), "cosine", {"given": np.arange(1000, 1500)}),
     "fl-coverage": (None, lambda x: FacilityLocation(W), "rbf", {"k": None, "coverage": 0.3}),

@@ -194,11 +194,12 @@ class HostFootprint:
     def _survivors(self, n: int, r: int) -> tuple[int, float]:
         """(bytes whatever their number, bytes a pair) of survivors."""
         stripes, rows = n // ROWS + 1, r // ROWS + 1
-        chunks = (
-            stripes * (stripes // 4 + 1) if n == r else rows * (rows // 4 + 2)
-        )  # where each column of a tile ends
+        if n == r:  # where each column of a tile ends
+            chunks = stripes * (stripes // 4 + 1)
+        else:  # more rows than candidates are none of these: no tile waits longer than two stripes
+            chunks = 3 * rows if r > n else rows * (rows // 4 + 2)
         stripe = 28 * min(1.0, 1.5 * ROWS / n)  # one stripe of candidates while it goes to its place
-        return 2400 * chunks + 16 * n, survivors.pair_bytes(r) + stripe
+        return 2400 * chunks + 16 * n, survivors.pair_bytes(r, n) + stripe
 
     def cheap_bounds(self, n: int, r: int) -> int:
         """Matrices (d, d) in float64, and the blocks that they are made of."""

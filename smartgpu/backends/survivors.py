@@ -175,13 +175,14 @@ def row_type(r: int) -> type:
     return np.uint16 if r <= SHORT else np.int32
 
 
-def pair_bytes(r: int) -> float:
-    """While survivors are built: a quarter of them is held twice, and what gathers a stripe.
+def pair_bytes(r: int, n: int) -> float:
+    """While survivors of r rows and n candidates are built: a quarter of them is held twice, and what gathers a stripe.
 
     Beyond 65,536 rows the pieces lie in more and smaller tiles, and the allocator's holes between them count: 3.6 GB
-    were resident at n = 100,000 where 1.3 times the pairs promised 2.9 GB.
+    were resident at n = 100,000 where 1.3 times the pairs promised 2.9 GB. More rows than candidates are none of these:
+    then only the stripe at hand is held twice, and there are no holes to speak of.
     """
-    return (1.3 if r <= SHORT else 1.7) * (np.dtype(row_type(r)).itemsize + 4)
+    return (1.3 if r <= SHORT or r > n else 1.7) * (np.dtype(row_type(r)).itemsize + 4)
 
 
 def _split(ends: np.ndarray, size: int = TASK) -> list[tuple[int, int]]:
