@@ -1,11 +1,12 @@
 """Selections by several processes, and by partitions: time, messages, memory, and ten runs that are killed.
 
-python bench/scale.py [processes] [partition] [kills] [--out FILE] [--quick] [--table FILE]
+python bench/scale.py [processes] [partition] [large] [kills] [--out FILE] [--quick] [--table FILE]
 python bench/scale.py device [--rehearse] [--seconds S] [--out FILE]
 
 processes   two processes of one thread over gloo against one process of two, on Alpaca (SMARTGPU_DATA): k = 5,000
-partition   k = 10,000 of 2,000,000 x 64 on disk in 16 bits, two processes within 2 GB each; and on 50,000 of its rows,
-            what partition greedy's choice is worth beside exact greedy's
+partition   k = 250 of 50,000 x 64: what partition greedy's choice is worth beside exact greedy's, by parts, candidates,
+            rounds, and represented samples
+large       k = 10,000 of 2,000,000 x 64 of the same kind, on disk in 16 bits, by two processes within 2 GB each
 kills       a process of two or three killed at ten random moments; the command goes on with another number
 device      on one GPU: a process group of one against the plain call; 4,000,000 x 384 by the plan's own advice
 Ten to twenty minutes on two cores; with --quick, on small pools, a minute or two. One JSON line each.
@@ -14,10 +15,9 @@ Ten to twenty minutes on two cores; with --quick, on small pools, a minute or tw
 from __future__ import annotations
 
 import argparse
-import itertools
+import hashlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -36,6 +36,7 @@ import smartgpu
 from bench.cases import ROOT, alpaca_path
 from bench.machine import describe
 from bench.run import append
+from bench.worker import memory
 from smartgpu.planning import LONG
 
 D, K, BLOCK = 64, 10_000, 1 << 16
@@ -57,10 +58,15 @@ def start(rank: int, size: int, port: int, work: Callable[..., Any], arguments: 
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     found = work(*arguments)
-    found["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    found["peak_mb"] = peak()
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def peak() -> float:
+    """Most that was resident of this process, in MB. ru_maxrss is no less than that of the one that started it."""
+    return round(memory("VmHWM") / 1e6, 1)
 
 
 def together(size: int, work: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
@@ -126,40 +132,63 @@ def write_pool(path: Path, n: int) -> None:
     out.flush()
 
 
-def select_parts(
-    path: str, k: int, parts: int, times: float, memory: str | None, group: str | None, way: str = "random"
-) -> dict[str, Any]:
+def select_parts(path: str, k: int, memory: str | None, group: str | None, **way: Any) -> dict[str, Any]:
+    """way: arguments of select_partitioned."""
     x = np.load(path, mmap_mode="r")
     begin = time.perf_counter()
     how = {"backend": "numpy", "threads": 1, "memory": memory, "process_group": group}
-    got = smartgpu.select_partitioned(x, k, parts=parts, partition=way, candidates=times, **how)
+    got = smartgpu.select_partitioned(x, k, **way, **how)
     seconds = time.perf_counter() - begin
     return {
         "seconds": seconds,
         "rows_per_second": len(x) / seconds,
         "value": got.value,
+        "chosen": hashlib.sha256(got.indices.tobytes()).hexdigest(),
+        "indices": got.indices.tolist(),
         "phases": got.seconds,
+        "sweeps": got.sweeps,
+        "evaluations": got.evaluations,
         **{name: value for name, value in got.approximation.items() if name != "method"},
         **(got.together or {}),
     }
 
 
 def partition(quick: bool) -> Iterator[dict[str, Any]]:
-    n, k, few = (40_000, 400, 4000) if quick else (2_000_000, K, 50_000)
+    few, own = (4000, 40) if quick else (50_000, 250)
+    ways = [
+        {"partition": way, "candidates": times} for way in ("random", "cluster") for times in (2.0, 4.0, 10.0)
+    ]
+    ways += [{**way, "rounds": 3} for way in ways if way["candidates"] < 10]
+    ways += [{"partition": "cluster", "candidates": 4.0, "represented": few // part} for part in (20, 10, 5)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "pool.npy")
         write_pool(path, few)
-        own = max(1, k * few // n)  # as many of as many
-        exact = smartgpu.select(np.load(path), own, backend="numpy", threads=2)
-        for way, times in itertools.product(("random", "cluster"), (2.0, 4.0, 10.0)):
-            found = select_parts(str(path), own, 25, times, None, None, way)
-            row = {"what": f"partition beside exact, {way}, {times:g} k", "n": few, "d": D, "k": own}
-            yield {**row, "exact": exact.value, "of_exact": found["value"] / exact.value, **found}
+        x = np.load(path)
+        exact = smartgpu.select(x, own, backend="numpy", threads=2)
+        for way in ways:
+            found = select_parts(str(path), own, None, None, parts=25, **way)
+            name = f"{way['partition']}, {way['candidates']:g} k"
+            name += "".join(f", {name} {way[name]}" for name in ("rounds", "represented") if name in way)
+            # of a represented sample the value is an estimate: this is f(S)
+            true = smartgpu.evaluate(x, found.pop("indices"), backend="numpy").value
+            row = {"what": f"partition beside exact, {name}", "n": few, "d": D, "k": own}
+            yield {**row, "exact": exact.value, "true": true, "of_exact": true / exact.value, **found}
+
+
+def select_large(path: str, k: int, parts: int) -> dict[str, Any]:
+    return select_parts(path, k, MEMORY, "world", parts=parts, partition=WAY, candidates=TIMES)
+
+
+def large(quick: bool) -> Iterator[dict[str, Any]]:
+    n, k = (40_000, 400) if quick else (2_000_000, K)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "pool.npy")
         write_pool(path, n)
-        parts = 25 if quick else PARTS
-        runs = together(2, select_parts, str(path), k, parts, TIMES, MEMORY, "world", WAY)
-        peak = max(run["peak_mb"] for run in runs)
-        yield {"what": "partition", "n": n, "d": D, "k": k, "memory": MEMORY, **runs[0], "peak_mb": peak}
+        runs = together(2, select_large, str(path), k, 25 if quick else PARTS)
+    assert runs[0]["indices"] == runs[1].pop("indices")
+    del runs[0]["indices"]
+    peak = max(run["peak_mb"] for run in runs)
+    yield {"what": "partition", "n": n, "d": D, "k": k, "memory": MEMORY, **runs[0], "peak_mb": peak}
 
 
 # -- kills -------------------------------------------------------------------------------------------------------------
@@ -319,16 +348,22 @@ def table(path: Path) -> str:
                 text += f"{row['bytes_per_pick'] / 1000:.1f} kB a pick"
             lines.append(f"| Alpaca, n = {row['n']:,}, k = {row['k']:,}: {run} | {text} |")
         elif what.startswith("partition"):
-            text = f"f(S) {row['share']:.1%} of f(V)"
+            share = row.get("true", row["value"]) / row["total"]
+            text = f"f(S) {share:.1%} of f(V)"
             if "of_exact" in row:  # a small pool, for its value
                 text += f", {row['of_exact']:.1%} of exact greedy's"
             else:
                 text += f"; {row['seconds']:.0f} s, {row['rows_per_second']:,.0f} rows a second"
                 text += f", {row['peak_mb'] / 1000:.2f} GB resident a process"
+            if "represented" in row:
+                low, high = row["share_interval"]
+                text += f"; estimated {row['share']:.1%} ({low:.1%} to {high:.1%})"
             name = (
                 f"partition greedy ({row['partition']}), n = {row['n']:,}, d = {row['d']}, k = {row['k']:,}: "
             )
-            name += f"{row['parts']} parts, {row['candidates']:,} candidates"
+            left = ", then ".join(f"{each['candidates']:,}" for each in row.get("by_round", [row]))
+            name += f"{row['parts']} parts, {left} candidates"
+            name += f", {row['represented']:,} rows represented" if "represented" in row else ""
             lines.append(f"| {name} | {text} |")
         else:
             text = f"{row['identical']} identical results, {row['with_checkpoint']} with picks kept"
@@ -336,7 +371,7 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
-WORK = {"processes": processes, "partition": partition, "kills": kills}
+WORK = {"processes": processes, "partition": partition, "large": large, "kills": kills}
 
 
 def main() -> int:

@@ -263,7 +263,16 @@ class Config:
         None, "parts of --partition (default: of about 16,384 rows each)", on=("select",)
     )
     candidates: float | None = option(
-        None, "rows that all parts choose together, times k (default: 10)", on=("select",)
+        None, "rows that the last round of --partition chooses from, times k (default: 10)", on=("select",)
+    )
+    rounds: int | None = option(
+        None, "of --partition (default: 2): all but the last reduce the pool, part by part", on=("select",)
+    )
+    represented: int | float | None = option(
+        None,
+        "rows, or a share of them, that the last round of --partition represents: a random sample, and f(S) is "
+        "estimated on another (default: all)",
+        on=("select",),
     )
     include_rows: str | None = option(
         None, "rows that must be chosen (as --chosen): they are the first picks", on=LIMITED

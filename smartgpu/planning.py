@@ -18,7 +18,7 @@ from smartgpu.maximize import Picker, maximize
 from smartgpu.objectives import Clustered, Ground, Objective, WeightedSum
 from smartgpu.objectives.cost import Shape
 from smartgpu.options import Options, bytes_text
-from smartgpu.similarity import Matrix
+from smartgpu.similarity import KINDS, Matrix
 from smartgpu.workers import one_thread
 
 SAMPLE = 4000  # represented rows of a set of their own that the probe takes at most
@@ -72,7 +72,8 @@ class Plan:
         lines += [f"  {name:<{left}}  {size:>{right}}" for name, size in table]
         sweeps = f"{self.sweeps:.2g} sweeps over all pairs" if self.sweeps else "no sweep over all pairs"
         lines.append(f"  about {seconds_text(self.seconds)}, {sweeps}")
-        if self.sweeps and self.seconds > LONG:
+        approximable = self.objective == "facility_location" and KINDS[self.similarity].by_row
+        if self.sweeps and self.seconds > LONG and approximable:
             lines.append("  select_partitioned(), or --partition, takes a share of that, and is not exact")
         return "\n".join(lines)
 

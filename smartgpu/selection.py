@@ -46,7 +46,9 @@ class Selection:
     bound        of polish=: no choice within the limits has a larger f; `gap` is 1 - value / bound; else None
     together     of process_group=: processes, the sums that they made together (messages), and the bytes of these that
                  each gave; else None
-    approximation  of select_partitioned(): how rows were found and what can be said of the loss; else None
+    approximation  of select_partitioned(): how rows were found and what can be said of the loss; else None. With a
+                 represented sample `value` is an estimate from other rows, which it has the interval of, and the gains,
+                 of the sample, add up to more
     """
 
     indices: np.ndarray
@@ -84,11 +86,19 @@ class Selection:
         return None if self.bound is None or self.bound <= 0 else 1 - self.value / self.bound
 
     @property
+    def sampled(self) -> bool:
+        """Whether gains are of a random sample of the represented rows, and value is an estimate."""
+        return self.approximation is not None and "represented" in self.approximation
+
+    @property
     def method(self) -> str:
         """How rows were found, in words. Baselines but quality only have no maximizer."""
         maximizer = self.options.get("maximizer")
         if maximizer is None:
             return "a baseline"
+        if self.approximation is not None:
+            estimated = ", for a sample of the rows" if self.sampled else ""
+            return f"approximate, {self.approximation['method']} in {self.approximation['rounds']} rounds{estimated}"
         return f"{'exact' if self.exact else 'approximate'}, {maximizer} greedy"
 
     def __repr__(self) -> str:
@@ -106,7 +116,7 @@ class Selection:
             [
                 f"{self.k} of {self.n} rows by {self.objective['name']} on {self.similarity['name']}"
                 f" ({self.method})",
-                f"  f(S)     {self.value:.6g}, gains {first} down to {last}",
+                f"  f(S)     {self._value_text()}, gains {first} down to {last}",
                 *self._polished_text(),
                 *limits,
                 *self._approximated_text(),
@@ -125,14 +135,32 @@ class Selection:
         gap = "" if self.gap is None else f", within {self.gap:.2%} of the best possible"
         return [f"  polished {done['before']:.6g} before, {done['swaps']} swaps, {how}{gap}"]
 
+    def _value_text(self) -> str:
+        if not self.sampled:
+            return f"{self.value:.6g}"
+        said = self.approximation
+        if "interval" not in said:
+            return f"{self.value:.6g} on {said['represented']} represented rows, scaled: too large"
+        low, high = said["interval"]
+        return (
+            f"about {self.value:.6g} ({low:.6g} to {high:.6g}, {said['confidence']:.0%} sure), estimated on "
+            f"{said['represented']} random rows"
+        )
+
     def _approximated_text(self) -> list[str]:
         if self.approximation is None:
             return []
         said = self.approximation
+        rounds = "" if said["rounds"] == 2 else f" in {said['rounds']} rounds"
+        left = ", then ".join(str(each["candidates"]) for each in said["by_round"])
         lines = [
-            f"  by       {said['method']}: {said['parts']} parts ({said['partition']}), {said['candidates']} candidates"
+            f"  by       {said['method']}{rounds}: {said['parts']} parts ({said['partition']}), {left} candidates"
         ]
-        lines[0] += "" if said["share"] is None else f"; f(S) is {said['share']:.2%} of f(V)"
+        about = "about " if self.sampled else ""
+        lines[0] += "" if said.get("share") is None else f"; f(S) is {about}{said['share']:.2%} of f(V)"
+        if "share_interval" in said:
+            low, high = said["share_interval"]
+            lines[0] += f" ({low:.2%} to {high:.2%})"
         if "sampled" in said:
             last = f", the last pick added {self.gains[-1]:.5g}" if self.k else ""
             lines.append(
@@ -149,13 +177,25 @@ class Selection:
         by = self.options.get("maximizer")
         if by in ("stochastic", "sieve") and self.polished is None and k < self.k:
             raise ValueError(f"a prefix of a {by} selection is no {by} selection: select again with k")
+        if k == self.k:
+            return self
         gains = self.gains[:k]
-        how = (
-            {"polished": None, "bound": None, "approximation": None} if k < self.k else {}
-        )  # those are of all rows
-        return replace(
-            self, indices=self.indices[:k], gains=gains, value=self.base_value + float(gains.sum()), **how
-        )
+        value, how = self.base_value + float(gains.sum()), {"polished": None, "bound": None}
+        how["approximation"] = None  # all of these are of all rows
+        if self.sampled:  # but for what the gains are of
+            names = (
+                "method",
+                "rounds",
+                "partition",
+                "parts",
+                "candidates",
+                "by_round",
+                "seed",
+                "represented",
+            )
+            how["approximation"] = {name: self.approximation[name] for name in names}
+            how["approximation"]["value_on_represented"] = value
+        return replace(self, indices=self.indices[:k], gains=gains, value=value, **how)
 
     def assign(self, X: Any) -> Assignment:
         """Assign every row of the pool X to its nearest chosen row: training weights and a duplicate audit.

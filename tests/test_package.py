@@ -213,6 +213,14 @@ LAYERS = {
         *("together", "workers"),
     },
     "ranks": set(),
+    "partition": {
+        *("arrays", "backends", "checkpoint", "job", "labels", "objectives", "options", "partition_rounds"),
+        *("ranks", "selecting", "selection", "similarity", "workers"),
+    },
+    "partition_rounds": {
+        *("backends", "checkpoint", "groups", "job", "labels", "objectives", "options", "ranks", "selecting"),
+        *("similarity", "workers"),
+    },
     "together": {"backends", "job", "objectives", "options", "parts", "selection", "similarity"},
     # on top of what anybody may call, but for the checked arguments that its many selections share
     "mixture": {

@@ -1,7 +1,7 @@
 """The output folder: what smartgpu wrote there, what is unfinished, what may be replaced.
 
-While a run is unfinished, OUT/.partial holds what it is (run.json), how far it came (picks.npz, done-*.npz) and what it
-has written so far. The same command goes on from there. What is whole is moved up to OUT, the manifest last
+While a run is unfinished, OUT/.partial holds what it is (run.json), how far it came (picks*.npz, done-*.npz) and what
+it has written so far. The same command goes on from there. What is whole is moved up to OUT, the manifest last
 (selection.json, mixture.json): where that stands and .partial does not, the run is done.
 """
 
@@ -47,7 +47,7 @@ class Kind:
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 SELECTION = Kind(
-    "selection", MANIFEST, ARRAYS, re.compile(r"(selected|ranked)(-[0-9]+)?(\.[a-z]+)?"), "picks.npz"
+    "selection", MANIFEST, ARRAYS, re.compile(r"(selected|ranked)(-[0-9]+)?(\.[a-z]+)?"), "picks*.npz"
 )
 MIXTURE = Kind(
     "mixture",

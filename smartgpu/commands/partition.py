@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from smartgpu import launch
+from smartgpu.arrays import as_count
 from smartgpu.config import Config
-from smartgpu.partition import KINDS, select_partitioned
+from smartgpu.partition import KINDS, as_represented, check_numbers, select_partitioned
 from smartgpu.selection import Selection
 
-OWN = ("parts", "candidates")
+OWN = ("parts", "candidates", "rounds", "represented")
 # What exact greedy alone can do.
 NOT = (
     *(
@@ -55,6 +56,14 @@ def check(config: Config) -> None:
     known = [kind.name for kind in KINDS]
     if config.similarity not in known:
         raise ValueError(f"--partition needs --similarity {', '.join(known)}; got {config.similarity}")
+    check_numbers(*(given if given is not None else 2 for given in (config.candidates, config.rounds)))
+
+
+def check_rows(config: Config, n: int) -> None:
+    """Refuse, before anything is embedded, what does not fit a pool of n rows."""
+    if config.parts is not None:
+        as_count(config.parts, n, "--parts")
+    as_represented(config.represented, n, "--represented")
 
 
 def select(config: Config, x: Any, k: int, call: dict[str, Any]) -> Selection:

@@ -105,6 +105,7 @@ def run(config: Config, command: str, progress: bool) -> Done:
         source = read_source(config)
         pool = source.pool
         k, cuts = budgets(config, pool.n) if command == "select" else (None, [])
+        partition.check_rows(config, pool.n)
         rows = {name: read_chosen(getattr(config, name), pool.n, name) for name in ("given", "exclude")}
         check_room(pool.n, k, **rows)
         included = read_chosen(config.include_rows, pool.n, "include_rows")

@@ -201,7 +201,7 @@ def describe(result: Selection | Mixture) -> dict[str, Any]:
 
 def _of_selection(selection: Selection, given, exclude, marks) -> Choice:
     covered = None
-    if selection.objective == FacilityLocation().describe():
+    if selection.objective == FacilityLocation().describe() and not selection.sampled:
         covered = selection.base_value + np.concatenate([[0.0], np.cumsum(selection.gains)])
     return Choice(selection.n, selection.indices, selection.gains, covered, given, exclude, marks)
 
