@@ -15,7 +15,7 @@ from smartgpu.backends import QUANTUM, find_backend, resolve
 from smartgpu.backends.gpu import DeviceMemoryError
 from smartgpu.job import Job
 from smartgpu.objectives import FacilityLocation, GraphCut, LogDet, Modular, Objective
-from smartgpu.objectives.facility_location import whole_weights
+from smartgpu.objectives.facility_location_state import whole_weights
 from smartgpu.objectives.weighted_sum import WeightedSum
 from smartgpu.options import bytes_text
 from smartgpu.parts import Part

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from smartgpu.backends import cuda, cuda_batch, device
 from smartgpu.kernels import launch
-from smartgpu.objectives.facility_location import whole_weights
+from smartgpu.objectives.facility_location_state import whole_weights
 
 CPU = torch.device("cpu")
 ONE = 2**22

@@ -9,7 +9,7 @@ from oracle import OBJECTIVES, SIMILARITIES, check, synthetic, with_copies
 
 import smartgpu
 from smartgpu import FacilityLocation, GraphCut, LogDet, Modular, Quotas, reference, select
-from smartgpu.objectives.facility_location import FacilityLocationState, Shared
+from smartgpu.objectives.facility_location_state import FacilityLocationState, Shared
 from smartgpu.similarity import as_similarity
 
 MONOTONE = ("fl", "fl-weights", "logdet")

@@ -26,7 +26,7 @@ from smartgpu.constraints import Constraint, Purse, Tree
 from smartgpu.constraints.exchange import Exchange
 from smartgpu.job import Job
 from smartgpu.objectives import Ground
-from smartgpu.objectives.facility_location import FacilityLocationState
+from smartgpu.objectives.facility_location_state import FacilityLocationState
 from smartgpu.objectives.swaps import Nearest
 from smartgpu.options import make_options
 from smartgpu.polish import most_of

@@ -27,7 +27,7 @@ DENSE = "dense"
 def dense_only(monkeypatch):
     """No memory for survivors, whatever there is."""
     monkeypatch.setattr(
-        "smartgpu.objectives.facility_location.FacilityLocationState._fits", lambda self: False
+        "smartgpu.objectives.facility_location_state.FacilityLocationState._fits", lambda self: False
     )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from smartgpu.objectives.facility_location import FacilityLocationState
+    from smartgpu.objectives.facility_location_state import FacilityLocationState
 
 SHARE, FEW = 3, 600  # candidates that are looked at again and again: for each chosen row, and at least
 PAIRS = 1 << 23  # of them, about, and no more
@@ -200,7 +200,7 @@ def terms(state: Any) -> tuple[Any, float, np.ndarray | None]:
 
     Raises TypeError for others; Objective.need_swaps() has told of them before any work.
     """
-    from smartgpu.objectives.facility_location import FacilityLocationState
+    from smartgpu.objectives.facility_location_state import FacilityLocationState
     from smartgpu.objectives.modular import ModularState
     from smartgpu.objectives.weighted_sum import WeightedSumState
 

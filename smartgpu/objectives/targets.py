@@ -16,7 +16,8 @@ import numpy as np
 from smartgpu.objectives import outside
 from smartgpu.objectives.base import Ground, Objective, State
 from smartgpu.objectives.cost import Cost, Part, Shape
-from smartgpu.objectives.facility_location import FacilityLocation, FacilityLocationState
+from smartgpu.objectives.facility_location import FacilityLocation
+from smartgpu.objectives.facility_location_state import FacilityLocationState
 from smartgpu.objectives.graph_cut import GraphCut, nonnegative
 from smartgpu.objectives.modular import ModularState
 from smartgpu.objectives.weighted_sum import WeightedSumState

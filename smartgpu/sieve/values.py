@@ -14,7 +14,8 @@ import numpy as np
 from smartgpu.backends import QUANTUM
 from smartgpu.objectives.base import Objective
 from smartgpu.objectives.coverage import Coverage
-from smartgpu.objectives.facility_location import WEIGHT_BITS, FacilityLocation
+from smartgpu.objectives.facility_location import FacilityLocation
+from smartgpu.objectives.facility_location_state import WEIGHT_BITS
 from smartgpu.objectives.graph_cut import GraphCut
 from smartgpu.objectives.log_det import LogDet
 from smartgpu.sieve.between import PAIRS, PIECE, Between
