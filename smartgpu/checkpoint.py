@@ -109,7 +109,7 @@ class Checkpoint(_Kept):
 
     def check(self) -> None:
         """ValueError for picks of another call, by what the record given here names: the rest is not known yet."""
-        found = self._read()
+        found = self._read("indices", "gains")
         if found is not None:
             self._refuse_other({key: found[0].get(key) for key in self.record})
 

@@ -21,7 +21,7 @@ from smartgpu.job import Job
 from smartgpu.labels import as_labels
 from smartgpu.objectives import FacilityLocation, State
 from smartgpu.objectives.base import per_row
-from smartgpu.options import EXACT, Options, make_options
+from smartgpu.options import Options, make_options
 from smartgpu.partition_rounds import Rounds, blocks
 from smartgpu.ranks import Alone, Ranks, join
 from smartgpu.selecting import Call, Wanted, attempt, check_checkpoint
@@ -169,7 +169,6 @@ class _Search:
                 f"similarity must be one whose features are a row's own, {known}: got {kind.name}"
             )
         _check_options(options)
-        check_checkpoint(options)
         x = as_matrix(X, "X")
         n = len(x)
         count = as_count(k, n)
@@ -201,11 +200,14 @@ class _Search:
         }
 
     def check_before(self) -> None:
-        """Refuse a checkpoint of another pool before the first round; the last, which has rows, compares the rest."""
-        path, rounds = self.options.checkpoint, self.rounds
-        if path is not None and self.represented is None and Path(path).exists():
-            pool = FacilityLocation(rounds.weights, rounds.x)
-            Checkpoint(path, {"objective": pool.describe(), "similarity": rounds.kind.describe()}).check()
+        """Refuse picks of another pool before the first round; the last, which has candidates, compares the rest."""
+        path = self.options.checkpoint
+        if path is None or not Path(path).exists():
+            return
+        record = {"similarity": self.rounds.kind.describe()}
+        if self.represented is None:
+            record["objective"] = FacilityLocation(self.rounds.weights, self.rounds.x).describe()
+        Checkpoint(path, record).check()
 
     def kept(self) -> PartsCheckpoint | None:
         if self.options.checkpoint is None:
@@ -350,12 +352,7 @@ def _check_options(options: Options) -> None:
             raise ValueError(f"{name} is not for select_partitioned")
     if resolve(options.backend) == "reference":
         raise ValueError("backend 'reference' is not for select_partitioned")
-    if options.checkpoint is None:
-        return
-    if options.maximizer not in EXACT:
-        raise ValueError(f"checkpoint is for exact maximizers, got {options.maximizer!r}")
-    if Path(options.checkpoint).suffix != ".npz":
-        raise ValueError(f"checkpoint must be a file name that ends in .npz, got {str(options.checkpoint)!r}")
+    check_checkpoint(options)
 
 
 def estimate(y: np.ndarray, n: int) -> tuple[float, float, float]:
