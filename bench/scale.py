@@ -9,7 +9,7 @@ partition   k = 250 of 50,000 x 64: what partition greedy's choice is worth besi
 large       k = 10,000 of 2,000,000 x 64 of the same kind, on disk in 16 bits, by two processes within 2 GB each
 kills       a process of two or three killed at ten random moments; the command goes on with another number
 device      on one GPU: a process group of one against the plain call; 4,000,000 x 384 by the plan's own advice
-Ten to twenty minutes on two cores; with --quick, on small pools, a minute or two. One JSON line each.
+Half an hour on two cores; with --quick, on small pools, a minute or two. One JSON line each.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from bench.worker import memory
 from smartgpu.planning import LONG
 
 D, K, BLOCK = 64, 10_000, 1 << 16
-# Of the large pool: parts, how they are made, and candidates, so many times k (the small pool says what that costs).
-PARTS, WAY, TIMES = 250, "cluster", 2.0
+# Of the large pool: parts, how they are made, candidates, so many times k, rounds; the small pool says what that costs.
+PARTS, WAY, TIMES, ROUNDS = 250, "cluster", 2.0, 3
 # Of what selections allocate; the pool's pages, Python and torch come to it.
 MEMORY = "1.35GB"
 
@@ -176,7 +176,7 @@ def partition(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def select_large(path: str, k: int, parts: int) -> dict[str, Any]:
-    return select_parts(path, k, MEMORY, "world", parts=parts, partition=WAY, candidates=TIMES)
+    return select_parts(path, k, MEMORY, "world", parts=parts, partition=WAY, candidates=TIMES, rounds=ROUNDS)
 
 
 def large(quick: bool) -> Iterator[dict[str, Any]]:

@@ -112,10 +112,10 @@ def select_partitioned(
     with ranks.running():
         found, estimated = search.valued(found, ranks)
         total = search.total()
-        share = found.value / total if total else None
-        if total and "interval" in estimated:
+        if estimated:  # no estimate is larger than what all rows together are worth
+            found = dataclasses.replace(found, value=min(found.value, total))
             estimated["interval"] = [min(end, total) for end in estimated["interval"]]
-            estimated["share_interval"] = [end / total for end in estimated["interval"]]
+            estimated["share_interval"] = [end / total for end in estimated["interval"]] if total else None
     approximation = {
         "method": "partition greedy",
         "rounds": int(rounds),
@@ -125,7 +125,7 @@ def select_partitioned(
         "by_round": before,
         "seed": how.seed,
         "total": total,
-        "share": share,
+        "share": found.value / total if total else None,
         **estimated,
         **said,
     }

@@ -158,7 +158,7 @@ class Selection:
         ]
         about = "about " if self.sampled else ""
         lines[0] += "" if said.get("share") is None else f"; f(S) is {about}{said['share']:.2%} of f(V)"
-        if "share_interval" in said:
+        if said.get("share_interval") is not None:
             low, high = said["share_interval"]
             lines[0] += f" ({low:.2%} to {high:.2%})"
         if "sampled" in said:

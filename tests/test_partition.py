@@ -196,6 +196,13 @@ def test_a_sample_of_all_rows_is_the_pool(weights):
     assert smartgpu.select_partitioned(X[:60], 3, parts=2, represented=60, backend="numpy").k == 3
 
 
+def test_a_pool_of_zeros_is_worth_nothing():
+    got = smartgpu.select_partitioned(np.zeros((300, 4), np.float32), 3, represented=150, rounds=3, parts=3)
+    said = got.approximation
+    assert (got.k, got.value, said["total"], said["interval"]) == (3, 0.0, 0.0, [0.0, 0.0])
+    assert said["share"] is said["share_interval"] is None and "of f(V)" not in str(got)
+
+
 def test_an_estimate_is_not_taken_for_the_value(tmp_path):
     got = smartgpu.select_partitioned(X, K, represented=300, **HOW)
     assert got.method == "approximate, partition greedy in 2 rounds, for a sample of the rows"
@@ -215,6 +222,15 @@ def test_an_estimate_is_not_taken_for_the_value(tmp_path):
 
     assert _of_selection(got, (), (), ()).covered is None
     assert _of_selection(smartgpu.select_partitioned(X, K, **HOW), (), (), ()).covered is not None
+
+
+def test_on_triton(device):
+    x, how = X[:110], {"parts": 2, "rounds": 3, "candidates": 2, "represented": 100, "sample": 9}
+    got = smartgpu.select_partitioned(x, 3, backend="triton", **how)
+    host = smartgpu.select_partitioned(x, 3, backend="numpy", **how)
+    assert got.backend == "triton" and len(set(got.indices.tolist())) == 3
+    assert got.approximation["by_round"] == host.approximation["by_round"]
+    assert got.value == pytest.approx(host.value, rel=0.02)  # features are 16-bit: others may be picked
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
