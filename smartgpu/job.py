@@ -19,7 +19,7 @@ from smartgpu.objectives.cost import Cost, Part, Shape
 from smartgpu.objectives.outside import check_outside, scratch
 from smartgpu.options import Options, bytes_text
 from smartgpu.ranks import need_group
-from smartgpu.similarity import Matrix, Precomputed, Similarity, as_similarity
+from smartgpu.similarity import Matrix, MaxMinusSqeuclidean, Precomputed, Similarity, as_similarity
 from smartgpu.sparse import SparseRows, as_sparse_rows, is_sparse
 from smartgpu.version import __version__
 
@@ -110,10 +110,7 @@ class Job:
         shape, cost = self._fitting(picks, coverage, most)
         least, where = cost.least, shape.footprint.place
         if given is not None and given < least:
-            raise ValueError(
-                f"memory must be at least {bytes_text(least, up=True)} for this selection{where and ' '}{where}, "
-                f"got {bytes_text(given)}"
-            )
+            raise _too_little(least, where, given)
         memory = max(default, least) if given is None else given
         if most is None:
             return Budget(shape, cost, memory)
@@ -122,19 +119,49 @@ class Job:
         return Budget(shape, cost, min(memory, most))
 
     def _fitting(self, picks: int, coverage: bool, most: int | None) -> tuple[Shape, Cost]:
-        """Shape and cost, with features that stream where there is no room for all of them.
+        """Shape and cost: with features that are held, or if there is no room for all of them, in another way.
 
-        On the CPU, where no memory is given, that is half of what is free.
+        On the CPU, where no memory is given, the room is half of what is free.
         """
-        held = self._cost(picks, coverage)
         if most is None:
             room = self.options.memory or find_backend(self.options.backend).default_memory()
         else:
             room = min(self.options.memory or most, most)
-        if isinstance(self.x, Matrix) or held[1].least <= room:
-            return held
-        streamed = self._cost(picks, coverage, stream=True)
-        return min(held, streamed, key=lambda both: both[1].least)
+        costs = []
+        for way in self._ways():
+            costs.append(self._cost(picks, coverage, **way))
+            if costs[-1][1].least <= room:
+                return costs[-1]
+        return min(costs, key=lambda both: both[1].least)
+
+    def _ways(self) -> list[dict[str, Any]]:
+        """How features may be held, the fastest first: all, each process its share while others' travel, none."""
+        if isinstance(self.x, Matrix):
+            return [{}]
+        ways: list[dict[str, Any]] = [{}, {"stream": True}]
+        processes = 1 if self.options.process_group is None else need_group(self.options.process_group).size()
+        here = resolve(self.options.backend) == "numpy" and not isinstance(self.kind, MaxMinusSqeuclidean)
+        if here and 1 < processes <= self.n and self.objective.travels:
+            ways.insert(1, {"stream": True, "shares": processes})
+        return ways
+
+    def together(self, budget: Budget, memory: int, ranks: Ranks) -> Budget:
+        """The budget as one of processes that hold features in the same way: the first that fits where room is least.
+
+        memory: what each may take, the same on all. Raises ValueError, on all, where no way fits.
+        """
+        if budget.shape.footprint.place or isinstance(self.x, Matrix):
+            return replace(budget, memory=memory)
+        given = self.options.memory
+        room = given or find_backend(self.options.backend).default_memory() // ranks.beside
+        room = int(ranks.each(room, "room").min())
+        costs = [self._cost(budget.shape.k, budget.shape.coverage, **way) for way in self._ways()]
+        least = [int(ranks.each(cost.least, "a way to hold features").max()) for _, cost in costs]
+        fit = [at for at, size in enumerate(least) if size <= room]
+        way = fit[0] if fit else int(np.argmin(least))
+        if given and not fit:
+            raise _too_little(least[way], "on all processes", given)
+        return Budget(*costs[way], memory if given else max(memory, least[way]))
 
     def _cost(self, picks: int, coverage: bool, **how: Any) -> tuple[Shape, Cost]:
         """What the selection is and costs; stream: with features that stay on the host of a device, or unmade."""
@@ -182,9 +209,12 @@ class Job:
             if most is not None:
                 how["stream"] = self._fitting(1, False, most)[0].footprint.stream
         else:
-            how |= {"picks": budget.shape.k, "spare": budget.spare, "stream": budget.shape.footprint.stream}
-            if budget.shape.footprint.place:  # what an objective's own arrays may take is there as well
+            sizes = budget.shape.footprint
+            how |= {"picks": budget.shape.k, "spare": budget.spare, "stream": sizes.stream}
+            if sizes.place:  # what an objective's own arrays may take is there as well
                 how["memory"] = budget.memory
+            elif ranks is not None and getattr(sizes, "shares", 0):
+                how["shares"] = sizes.shares
         return Ground(
             self.x, self.kind, resolve(self.options.backend), outside=self.outside, ranks=ranks, **how
         )
@@ -212,6 +242,13 @@ class Budget:
     def spare(self) -> int:
         """Bytes for each term that can use more than it must hold."""
         return (self.memory - self.cost.least) // max(self.cost.terms, 1)
+
+
+def _too_little(least: int, where: str, given: int) -> ValueError:
+    return ValueError(
+        f"memory must be at least {bytes_text(least, up=True)} for this selection{where and ' '}{where}, got "
+        f"{bytes_text(given)}"
+    )
 
 
 def _no_room(what: str, least: int, room: int) -> DeviceMemoryError:

@@ -1,8 +1,8 @@
 """Processes that select together: ranks of a torch.distributed group, of which each holds a share of the rows.
 
 One primitive carries all numbers: a sum over the ranks of exact integers, so that every rank gets the same ones, and
-decides alike. The group is the user's own, NCCL or gloo. Who failed, and why, goes by the store that the group was made
-with, which outlives a rank.
+decides alike; another brings features to where they are worked on. The group is the user's own, NCCL or gloo. Who
+failed, and why, goes by the store that the group was made with, which outlives a rank.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ FEW = 4  # in MOST blocks. A pair has one value wherever it is computed: no resu
 MOST = 1024  # ranks
 TAG = (1 << 20) - 1  # of what a sum is of, sent with it: the sum of MOST of them fits 32 bits
 CHUNK = 1 << 26  # bytes of an array sent at once
-# Seconds: between two looks at a message, and for how long so short; between two at the store; for the roll call.
+# Seconds: between two looks at a message, and for how long so short; between two at the store; for the roll call,
+# and where several do not answer, who may be at work.
 NAP, SPIN = 20e-6, 0.002
-LOOK, GRACE = 0.5, 3.0
+LOOK, GRACE, BUSY = 0.5, 3.0, 30.0
 
 
 class RankError(RuntimeError):
@@ -78,7 +79,7 @@ class Ranks:
 
     rank, size   this one's number, and how many there are
     hosts        of all ranks
-    messages, bytes   sums over the ranks so far, and what this rank gave to them
+    messages, bytes   sums over the ranks and arrays sent to all, so far, and what this rank gave or got by them
 
     timeout: seconds that a rank may keep the others waiting before they end the run.
     """
@@ -140,11 +141,14 @@ class Ranks:
         packed[0], packed[1:] = tag, values
         out = self._reduce(packed)
         if out[0] != tag * self.size:
-            raise RuntimeError(
-                f"the ranks are out of step: {self.name(self.rank)} asks for the sum of {what}, and another for "
-                "something else. Are they of one kind, with the same versions and libraries?"
-            )
+            raise self._out_of_step(f"the sum of {what}")
         return out[1:]
+
+    def _out_of_step(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"the ranks are out of step: {self.name(self.rank)} asks for {what}, and another for something else. Are "
+            "they of one kind, with the same versions and libraries?"
+        )
 
     def _reduce(self, values: np.ndarray) -> np.ndarray:
         there = self._torch.from_numpy(values)
@@ -153,17 +157,41 @@ class Ranks:
         self.messages, self.bytes = self.messages + 1, self.bytes + values.nbytes
         return values if self._device is None else there.cpu().numpy()
 
-    def _hand(self, source: int, values: np.ndarray) -> None:
-        """The bytes of one rank to all others, in place."""
+    def _bring(self, values: np.ndarray, owner: int) -> Callable[[], None]:
+        """Start to bring the owner's numbers to all ranks, in place; what is returned waits until they are there."""
         there = self._torch.from_numpy(values)
         there = there if self._device is None else there.to(self._device)
-        source = self._dist.get_global_rank(self._group, source)
-        self._wait(lambda: self._dist.broadcast(there, source, group=self._group, async_op=True))
-        self.messages += 1
-        if source == self._dist.get_rank():
-            self.bytes += values.nbytes
-        elif self._device is not None:
-            values[:] = there.cpu().numpy()
+        source = self._dist.get_global_rank(self._group, owner)
+        try:
+            work = self._dist.broadcast(there, source, group=self._group, async_op=True)
+        except RuntimeError as error:
+            self._lost(error)
+        self.messages, self.bytes = self.messages + 1, self.bytes + values.nbytes
+
+        def arrive() -> None:
+            self._wait(lambda: work)
+            if self._device is not None and self.rank != owner:
+                values[:] = there.cpu().numpy()
+
+        return arrive
+
+    def send(self, values: np.ndarray, owner: int, what: str) -> Callable[[], None]:
+        """Start to bring the owner's (m + 1,) int32 to all ranks, in place; what is returned waits until it is there.
+
+        The last number is for a tag. One message: nothing else is asked of the others meanwhile.
+        """
+        tag = zlib.crc32(f"{self._step} {what} {len(values)}".encode()) & TAG
+        self._step += 1
+        if self.rank == owner:
+            values[-1] = tag
+        coming = self._bring(values, owner)
+
+        def arrive() -> None:
+            coming()
+            if values[-1] != tag:
+                raise self._out_of_step(what)
+
+        return arrive
 
     def number(self, value: int, what: str) -> int:
         """The sum of one integer of each rank."""
@@ -188,7 +216,7 @@ class Ranks:
             out.append(np.ascontiguousarray(values) if q == self.rank else np.empty(length, values.dtype))
             numbers = out[-1].view(np.uint8)
             for i in range(0, len(numbers), CHUNK):
-                self._hand(q, numbers[i : i + CHUNK])
+                self._bring(numbers[i : i + CHUNK], q)()
         return out
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -299,6 +327,8 @@ class Ranks:
             self._store.compare_set(self._prefix + "failed", "", text)
 
     def _raise_failed(self) -> None:
+        if self._store.check([self._prefix + "roll"]):  # somebody is missed: not this one
+            self._store.set(f"{self._prefix}here/{self.rank}", "")
         if self._store.check([self._prefix + "failed"]):
             rank, cause = json.loads(self._store.get(self._prefix + "failed"))
             raise RankError(f"{self.name(rank)} ended the run: {cause}")
@@ -307,9 +337,9 @@ class Ranks:
         """Raise RankError for the rank that another told of, or else for those that do not answer a roll call."""
         why = f"within {self.timeout:g} seconds" if error is None else "any more"
         try:
-            self._store.set(f"{self._prefix}here/{self.rank}", "")
-            end, missing = time.perf_counter() + min(GRACE, self.timeout), []
-            while time.perf_counter() < end:
+            self._store.set(self._prefix + "roll", "")
+            begin, missing = time.perf_counter(), []
+            while time.perf_counter() - begin < min(BUSY if len(missing) > 1 else GRACE, self.timeout):
                 self._raise_failed()
                 missing = [q for q in range(self.size) if not self._store.check([f"{self._prefix}here/{q}"])]
                 if not missing:

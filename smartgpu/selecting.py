@@ -278,7 +278,7 @@ class Call:
             own = memory.memory
             if options.memory is None and not memory.shape.footprint.place:
                 own = max(own // ranks.beside, memory.cost.least)
-            self.memory = replace(memory, memory=int(ranks.each(own, "memory").min()))
+            self.memory = self.job.together(memory, int(ranks.each(own, "memory").min()), ranks)
         self.ranks = ranks
         return self
 

@@ -8,6 +8,7 @@ another.
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -352,12 +353,9 @@ class Unheld:
     dtype = np.dtype(np.float32)
 
     def __init__(self, given: np.ndarray, divide: np.ndarray | float, centre: np.ndarray | None = None):
-        self.given, self.divide, self.centre = (
-            np.asarray(given),
-            divide,
-            centre,
-        )  # of a memmap, slices are slow
-        self.shape = given.shape
+        self.given = np.asarray(given)  # slices of a memmap take long
+        self.divide, self.centre = divide, centre
+        self.shape, self._local = given.shape, threading.local()
 
     def __len__(self) -> int:
         return len(self.given)
@@ -365,9 +363,18 @@ class Unheld:
     def __getitem__(self, rows: slice | np.ndarray | int) -> np.ndarray:
         if isinstance(rows, (int, np.integer)):
             return self[np.array([rows])][0]
+        return self._fill(self.given[rows], self._by_row(rows), None)
+
+    def lent(self, rows: slice | np.ndarray) -> np.ndarray:
+        """x[rows] in memory of this thread, good until it asks again: fresh pages would cost as much as the numbers."""
         given = self.given[rows]
-        out = np.empty(given.shape, np.float32)
-        divide = self._by_row(rows)
+        held = getattr(self._local, "held", None)
+        if held is None or len(held) < len(given):
+            held = self._local.held = np.empty(given.shape, np.float32)
+        return self._fill(given, self._by_row(rows), held[: len(given)])
+
+    def _fill(self, given: np.ndarray, divide: np.ndarray | float, out: np.ndarray | None) -> np.ndarray:
+        out = np.empty(given.shape, np.float32) if out is None else out
         step = max(STEP // max(self.shape[1], 1), 16)
         for i in range(0, len(given), step):
             part = slice(i, i + step)

@@ -13,6 +13,7 @@ import numpy as np
 
 from smartgpu.backends import blas, linear, survivors
 from smartgpu.backends.tiles import ROWS
+from smartgpu.backends.travelling import travelling_bytes
 from smartgpu.similarity import STEP, Cosine, CosineShifted, CosineSquared, Matrix, Similarity, block_rows
 
 TILE = ROWS * (ROWS + 32)  # entries of a tile in the widest padding
@@ -100,16 +101,22 @@ class HostFootprint:
         False  # rows stay as they were given, and blocks of features are made when they are asked for
     )
     norms: bool = False  # of each row, where features are not held
+    shares: int = (
+        0  # processes of which each holds the features of its share of the rows, and others' pass by
+    )
     place, fixed_name = "", "threads, lists"
     least_batch, most_batch = 32, 256
     probe = 1000, 4000
 
     @classmethod
-    def of(cls, x: Any, kind: Similarity, threads: int, stream: bool = False) -> HostFootprint:
+    def of(
+        cls, x: Any, kind: Similarity, threads: int, stream: bool = False, shares: int = 0
+    ) -> HostFootprint:
         if isinstance(x, Matrix):
             return cls(0, threads, kind.squared_norms)
         norms = isinstance(kind, (Cosine, CosineShifted, CosineSquared))
-        return cls(x.shape[1], threads, kind.squared_norms, x.dtype == np.float16, stream, norms)
+        half = x.dtype == np.float16
+        return cls(x.shape[1], threads, kind.squared_norms, half, stream, norms, shares)
 
     def input(self, n: int, entries: Entries | None) -> int:
         if entries is None:
@@ -117,11 +124,14 @@ class HostFootprint:
         return 24 * entries.stored if entries.stored else 5 << 20
 
     def features(self, rows: Any, beside: Any = None) -> int:
-        """float32, or norms"""
+        """float32, or norms of rows that stay as they are; and what is there of features that travel"""
         return self._features(len(rows))
 
     def _features(self, count: int) -> int:
-        return 8 * count * self.norms if self.stream else 4 * count * self.d
+        if not self.stream:
+            return 4 * count * self.d
+        norms = 8 * count * self.norms
+        return norms + (travelling_bytes(count, self.d, self.shares, ROWS) if self.shares else 0)
 
     def matrix(self, entries: Entries) -> int:
         """A sparse one by column; a dense one is read where it is."""
@@ -167,7 +177,8 @@ class HostFootprint:
     def _tiles(self, weighted: bool) -> int:
         """Scratch of all threads for tiles of similarity: rows and panel, the product, what is reduced."""
         product = (2 + self.squared) * 4 * TILE + weighted * 16 * ROWS * ROWS
-        return self.threads * (product + 5632 * self.d + self._making(2 * ROWS))
+        making = 0 if self.shares else self._making(2 * ROWS)  # rows of those that travel are held
+        return self.threads * (product + 5632 * self.d + making)
 
     def _making(self, rows: int) -> int:
         """Features made by one thread for a while, and what they are made of on the way."""
@@ -180,7 +191,7 @@ class HostFootprint:
     def held(self, n: int, r: int, *, same: bool, batch: int) -> int:
         """All that the numpy backend holds besides survivors, scratch included."""
         sets = n + (not same) * r
-        fixed = self._features(sets) + 4 * sets * self.squared + self.vectors(r)
+        fixed = self._features(n if self.shares else sets) + 4 * sets * self.squared + self.vectors(r)
         return fixed + self.columns(r, batch) + self.dense(n, r, True)
 
     def stored(self, pairs: float, n: int, r: int) -> float:

@@ -7,7 +7,10 @@ are kept in that raw form too, so that a tile costs one product, one addition, o
 
 from __future__ import annotations
 
+import bisect
+import functools
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -19,6 +22,7 @@ from smartgpu.backends.linear import LinearFeatures, Wide
 from smartgpu.backends.pairs import Pairs
 from smartgpu.backends.survivors import Survivors, row_type, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
+from smartgpu.backends.travelling import Travelling
 from smartgpu.constraints import Found, Goal
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, Similarity, prepare
 from smartgpu.workers import Workers, cpu_count, default_memory
@@ -67,9 +71,15 @@ class NumpyBackend:
 
     @staticmethod
     def footprint(
-        x: np.ndarray | Matrix, kind: Similarity, *, threads: int | None = None, stream: bool = False, **how
+        x: np.ndarray | Matrix,
+        kind: Similarity,
+        *,
+        threads: int | None = None,
+        stream: bool = False,
+        shares: int = 0,
+        **how,
     ):
-        return HostFootprint.of(x, kind, threads or cpu_count(), stream)
+        return HostFootprint.of(x, kind, threads or cpu_count(), stream, shares)
 
     @staticmethod
     def prepare(
@@ -101,6 +111,7 @@ class NumpyBackend:
         progress: bool = False,
         workers: Workers | None = None,  # those of another backend, which works in turn with this one
         stream: bool = False,  # features were prepared so, that each block of them is made when it is asked for
+        shares: int = 0,  # processes of which each holds its share of the candidates' features
     ):
         self.pool = pool
         self.workers = workers or Workers(threads, progress)
@@ -115,8 +126,12 @@ class NumpyBackend:
             self.inner = self.source if pool.same else Features(pool, pool.x, pool.x, norms)
             self.r, self.n, self.same = len(pool.rows), len(pool.x), pool.same
         self.block_size = self.source.block
+        self.stripes = self.blocks(self.n)  # of candidates
+        self._travelling = None if isinstance(pool, Matrix) or not isinstance(pool.x, Travelling) else pool.x
+        if self._travelling is not None:
+            self.stripes = self._travelling.stripes
         self.sizes = HostFootprint.of(
-            pool if isinstance(pool, Matrix) else pool.x, pool.kind, self.workers.threads, stream
+            pool if isinstance(pool, Matrix) else pool.x, pool.kind, self.workers.threads, stream, shares
         )
         self._least = self._held(self.sizes.least_batch)
         self.memory = (memory or default_memory()) if spare is None else self._least + spare
@@ -143,7 +158,14 @@ class NumpyBackend:
     def blocks(self, n: int) -> list[slice]:
         return [slice(i, min(i + self.block_size, n)) for i in range(0, n, self.block_size)]
 
-    @property
+    def passes(self) -> Iterator[range]:
+        """All stripes of candidates, by number, as many at a time as there are features of."""
+        if self._travelling is None:
+            yield range(len(self.stripes))
+        else:
+            yield from self._travelling.passes()
+
+    @functools.cached_property
     def own(self) -> int | None:
         """The stripe of candidates that are the first block of rows, where blocks of rows are stripes; else None.
 
@@ -151,10 +173,13 @@ class NumpyBackend:
         """
         if self.source.symmetric:
             return 0
-        first, size = self.source.run, self.block_size
-        if first is None or first % size or ((first + self.r) % size and first + self.r < self.n):
+        first = self.source.run
+        if first is None:
             return None
-        return first // size
+        at = bisect.bisect_left([stripe.start for stripe in self.stripes], first)
+        rows = self.blocks(self.r)
+        mine = [slice(first + i.start, first + i.stop) for i in rows]
+        return at if self.stripes[at : at + len(rows)] == mine else None
 
     @property
     def sweep_pairs(self) -> int:
@@ -232,7 +257,8 @@ class NumpyBackend:
                 with lock:
                     np.maximum(level[i], most, out=level[i])
 
-        self.workers.run(work, self.blocks(self.n), "sweep")
+        for numbers in self.passes():
+            self.workers.run(work, [self.stripes[at] for at in numbers], "sweep")
         self.pairs += self.r * self.n
         return level
 
@@ -244,7 +270,7 @@ class NumpyBackend:
 
     def _sweep(self, level: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray:
         """One pass over all pairs, reduced over i; a symmetric tile above the diagonal serves both its sides."""
-        source, blocks = self.source, self.blocks(self.n)
+        source, blocks = self.source, self.stripes
         rows, own = self.blocks(self.r), self.own
         out = np.zeros(self.n, np.int64)
         lock = threading.Lock()
@@ -265,8 +291,8 @@ class NumpyBackend:
                 for stripe, sums in across.items():
                     out[blocks[stripe]] += sums
 
-        order = range(len(blocks) - 1, -1, -1) if source.symmetric else range(len(blocks))
-        self.workers.run(work, order, "sweep")
+        for numbers in self.passes():
+            self.workers.run(work, numbers[::-1] if source.symmetric else numbers, "sweep")
         self.pairs += self.sweep_pairs
         return out
 
@@ -336,7 +362,10 @@ class NumpyBackend:
             return int(np.count_nonzero(raw > level[rows, None]))
 
         self.pairs += len(rows) * self.n
-        return sum(self.workers.run(work, self.blocks(self.n))) * self.r / len(rows)
+        found = 0
+        for numbers in self.passes():
+            found += sum(self.workers.run(work, [self.stripes[at] for at in numbers]))
+        return found * self.r / len(rows)
 
     def survivors(
         self, level: np.ndarray, weights: np.ndarray | None = None, cap: np.ndarray | None = None

@@ -4,7 +4,8 @@ What backends give as sums over represented rows are integers, and sums of integ
 dealt out: every number that a selection is decided by is the same for any number of ranks, bit for bit. The vectors of
 represented rows (levels, kept columns, survivors) stay where their rows are. What is asked of candidates alone, which
 all ranks hold, every rank computes for itself; and so it does with survivors, once they are so few that to read all of
-them takes less time than a message about them: then each rank gets all, and goes on by itself.
+them takes less time than a message about them: then each rank gets all, and goes on by itself. Where ranks hold no more
+than their share, candidates travel (backends/travelling.py).
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smartgpu.backends import Backend, Kept, Sparse
+from smartgpu.backends import Backend, Kept, Sparse, blas
+from smartgpu.backends.travelling import Travelling
 from smartgpu.constraints import Found, Goal
 from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean
+from smartgpu.workers import Workers
 
 GATHER = 512  # survivors a candidate, on average: with no more of them all ranks get all,
 GATHERED = 1 << 27  # and with no more in all: they are put together on the host, in seconds
@@ -40,6 +43,7 @@ class Group(Protocol):
     def each(self, value: int, what: str) -> np.ndarray: ...
     def join(self, values: np.ndarray, rows: slice, r: int, what: str) -> np.ndarray: ...
     def gather(self, values: np.ndarray, what: str) -> list[np.ndarray]: ...
+    def send(self, values: np.ndarray, owner: int, what: str) -> Callable[[], None]: ...
 
 
 @dataclass
@@ -70,6 +74,18 @@ def shard(start: Callable[[Any], Backend], pool: Geometry | Matrix, ranks: Group
     return Sharded(start, pool, _part(pool, ranks.share(r)), r, ranks)
 
 
+def travel(start: Callable[[Any], Backend], pool: Geometry, ranks: Group, workers: Workers) -> Backend:
+    """The same over a pool of n rows that represent themselves, its features unheld: each rank holds those of its rows.
+
+    Other ranks' candidates come by in blocks.
+    """
+    n, d = pool.x.shape
+    rows = ranks.share(n)
+    own = pool.x.part(rows).held(workers)
+    x = Travelling(own, rows, n, blas.find_layout(d).block, ranks)
+    return Sharded(start, pool, replace(pool, x=x, rows=own, first=rows.start), n, ranks)
+
+
 class Sharded:
     """The protocol of smartgpu.backends.Backend over r rows in all; levels, caps and weights are those of its share."""
 
@@ -83,7 +99,7 @@ class Sharded:
     ):
         """part: the pool with this rank's represented rows alone, of r."""
         self.ranks, self.r, self.rows = ranks, r, ranks.share(r)
-        self._start, self._pool = start, pool
+        self._start, self._pool, self._part = start, pool, part
         self.inner = inner = start(part)
         self.name, self.dtype, self.remote, self.rounded = (
             inner.name,
@@ -218,6 +234,9 @@ class Sharded:
     # -- candidates among themselves -------------------------------------------------------------------------------
 
     def diagonal(self) -> np.ndarray:
+        if isinstance(self._part, Geometry) and isinstance(self._part.x, Travelling):
+            mine = self._start(replace(self._part, x=self._part.rows, first=None))
+            return self._join(mine.diagonal(), "diagonals")
         return self._candidates.diagonal()
 
     def block(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

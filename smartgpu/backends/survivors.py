@@ -213,7 +213,7 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
     and of J with rows I.
     """
     source, n, own = backend.source, backend.n, backend.own
-    stripes, rows = backend.blocks(n), backend.blocks(backend.r)
+    stripes, rows = backend.stripes, backend.blocks(backend.r)
     pending: dict[int, list] = defaultdict(list)
     dtype = row_type(backend.r)
     every = n * backend.r
@@ -243,9 +243,10 @@ def survivors(backend: NumpyBackend, level: np.ndarray, weights: np.ndarray | No
             pending[stripe_at]  # the lists exist before threads append to them
         backend.workers.run(work, tiles if ready is None else [-1, *tiles])
 
-    for s, stripe in enumerate(backend.workers.bar(stripes, len(stripes), "survivors")):
-        stripe_work(s, stripe, source.panel(stripe))
-        ready = stripe, sorted(pending.pop(s), key=lambda chunk: chunk.start)
+    numbers = (s for some in backend.passes() for s in some)
+    for s in backend.workers.bar(numbers, len(stripes), "survivors"):
+        stripe_work(s, stripes[s], source.panel(stripes[s]))
+        ready = stripes[s], sorted(pending.pop(s), key=lambda chunk: chunk.start)
     store.append(*ready)
     return Survivors(*store.finish(), weights, backend.workers)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from smartgpu.backends import blas
-from smartgpu.similarity import Geometry, Matrix, map_dots
+from smartgpu.backends.travelling import Travelling
+from smartgpu.similarity import Geometry, Matrix, Unheld, map_dots
 
 BASE = np.int32(0x40400000)  # the bits of 3.0: a raw integer is q + BASE
 ROWS = 384  # rows of a tile at most: sums of 384 integers below 2^22 fit int32
@@ -27,6 +28,8 @@ class Features:
 
     def _squared_norms(self, x: np.ndarray) -> np.ndarray:
         """|x_i|^2 by the very chain of the products: the squared distance of two equal rows is exactly 0."""
+        if isinstance(x, Travelling):
+            return x.join(self._squared_norms(x.own))
         out = np.empty(len(x), self.layout.dtype)
         step = blas.round_up(48, self.layout.rows)
         with blas.one_thread():
@@ -61,7 +64,8 @@ class Features:
     def tile(self, rows: np.ndarray | slice, panel: tuple, out: np.ndarray) -> np.ndarray:
         """s of the given rows against a panel, into out[:, :]; returns out cut to whole groups of rows, (r', width)."""
         y, squares = panel
-        a = blas.pad_rows(self.rows[rows], self.layout)
+        part = self.rows.lent(rows) if isinstance(self.rows, Unheld) else self.rows[rows]
+        a = blas.pad_rows(part, self.layout)
         out = out[: len(a)]
         product = out if self.layout.dtype is np.float32 else np.empty(out.shape, self.layout.dtype)
         np.matmul(a, y.T, out=product)

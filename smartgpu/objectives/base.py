@@ -15,7 +15,7 @@ import numpy as np
 
 from smartgpu.backends import Backend, find_backend, open_backend
 from smartgpu.backends.linear import LinearFeatures, Wide
-from smartgpu.backends.sharded import Sharded, shard
+from smartgpu.backends.sharded import Sharded, shard, travel
 from smartgpu.checkpoint import fingerprint
 from smartgpu.constraints import Found, Goal
 from smartgpu.objectives.cost import Cost, Shape, apart
@@ -105,7 +105,8 @@ class Ground:
 
     x is the checked (n, d) matrix, or a `Matrix` for precomputed similarities. picks is how many rows will be chosen
     at most, where that is known; like (represented rows, candidates) the size of the pool that this one is a sample of,
-    and as which it shall work. outside (m, d) are rows that are not in the pool and count as chosen.
+    and as which it shall work. outside (m, d) are rows that are not in the pool and count as chosen. Where `how` holds
+    shares, each process has the features of its share of the candidates, and those of others travel.
     """
 
     def __init__(
@@ -158,6 +159,8 @@ class Ground:
                     self.kind, self.x, represented[rows], workers=self.workers, **self._how
                 )
                 self._backends[key] = Sharded(start, pool, pool, r, self.ranks)
+            elif self._how.get("shares"):
+                self._backends[key] = travel(start, self.geometry(), self.ranks, self.workers)
             else:
                 pool = self.x if isinstance(self.x, Matrix) else self.geometry(represented)
                 self._backends[key] = start(pool) if self.ranks is None else shard(start, pool, self.ranks)
@@ -245,6 +248,7 @@ class Objective:
 
     name: ClassVar[str]
     similar: bool = True  # f depends on the similarity; else the rows of X may be sparse
+    travels: bool = False  # of candidates it asks for sweeps and columns alone, and each represents itself
 
     def check(self, x: np.ndarray | Matrix, kind: Similarity) -> None:
         """Raises ValueError where the spec does not fit the pool, before any work."""

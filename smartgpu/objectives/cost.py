@@ -75,11 +75,10 @@ class Shape:
         ]
 
     def _called(self, whose: str) -> str:
-        return (
-            f"features of {whose}, a few blocks at a time"
-            if self.footprint.stream
-            else f"features of {whose}"
-        )
+        name = f"features of {whose}"
+        if getattr(self.footprint, "shares", 0):
+            return f"{name}, a share and two blocks of others"
+        return f"{name}, a few blocks at a time" if self.footprint.stream else name
 
     def dense(self, r: int | None = None, weighted: bool = False) -> int:
         """Scratch of work on tiles of similarity."""

@@ -70,6 +70,10 @@ class FacilityLocation(Objective):
     def need_swaps(self) -> int:
         return 1
 
+    @property
+    def travels(self) -> bool:
+        return self.represented is None
+
     def take(self, rows: np.ndarray) -> FacilityLocation:
         if self.weights is None or self.represented is not None:
             return self

@@ -91,6 +91,10 @@ class _Facility(Target):
     def need_swaps(self) -> int:
         return 1
 
+    @property
+    def travels(self) -> bool:
+        return self._plain.travels
+
     def bind(self, ground: Ground) -> FacilityLocationState:
         return FacilityLocationState(self._plain, ground, self._floor(ground), self._cap(ground))
 

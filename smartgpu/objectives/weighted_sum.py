@@ -66,6 +66,10 @@ class WeightedSum(Objective):
         return any(term.similar for _, term in self.terms)
 
     @property
+    def travels(self) -> bool:
+        return self.similar and all(term.travels or not term.similar for _, term in self.terms)
+
+    @property
     def counted(self) -> bool:
         return any(term.counted for c, term in self.terms if c > 0)
 
