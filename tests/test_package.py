@@ -168,6 +168,7 @@ MAY_IMPORT = (
     # collected on a bare GPU machine too: what else a test needs, it asks for with pytest.importorskip
     ("tests/test_bench.py", {"smartgpu", "numpy", "pytest", "local", "bench"}),
     ("tests/test_outcome.py", {"smartgpu", "numpy", "pytest", "local", "bench"}),
+    ("tests/test_scaling.py", {"smartgpu", "numpy", "pytest", "local", "bench"}),
     ("tests/*.py", {"smartgpu", "numpy", "pytest", "local"}),
 )
 # Within the package, the layers of docs/architecture.md: these modules import no others of smartgpu.
