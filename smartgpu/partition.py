@@ -89,7 +89,7 @@ def select_partitioned(
     beside them `represented`, `confidence`, and `value_on_represented`: f(S) on the rows that were optimised, times
     n / m, as the gains are, and therefore too large.
 
-    O(n m d) for parts of m rows, then O(n c d) for c candidates (with represented=m, O(m c d)), a few times over. With
+    O(n p d) for parts of p rows, then O(n c d) for c candidates (with represented=m, O(m c d)), a few times over. With
     k rows of every part, random partition greedy has in expectation a constant share of f(OPT) (Mirzasoleiman et al.,
     NIPS 2013; Barbosa et al., ICML 2015); with fewer, as here, that is not proven. Further rounds: Boether et al.,
     "On Distributed Larger-Than-Memory Subset Selection With Pairwise Submodular Functions", MLSys 2025.

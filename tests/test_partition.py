@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -258,6 +259,20 @@ def test_the_result_does_not_depend_on_processes(tmp_path):
             one = smartgpu.select_partitioned(X, K, **variant, **HOW)
             assert got == (one.indices.tolist(), one.gains.tolist(), one.value, one.approximation)
         assert type(refused) is ValueError and "rank 1" in str(refused) and "data" in str(refused)
+
+
+def test_what_is_held_keeps_to_the_memory(tmp_path, rng):
+    pool = np.lib.format.open_memmap(tmp_path / "pool.npy", "w+", np.float32, (16_000, 8))
+    pool[:] = rng.standard_normal((50, 8))[rng.integers(50, size=16_000)] + rng.standard_normal((16_000, 8))
+    how = {"backend": "numpy", "threads": 1, "candidates": 2, "sample": 100}
+    tracemalloc.start()
+    try:
+        got = smartgpu.select_partitioned(pool, 10, memory="20MB", **how)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 5e6 < held < 20e6, f"held {held:,}"
+    assert got.k == 10 and got.options["memory"] == 20_000_000
 
 
 # -- a checkpoint of the parts -----------------------------------------------------------------------------------------

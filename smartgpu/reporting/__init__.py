@@ -195,6 +195,7 @@ def describe(result: Selection | Mixture) -> dict[str, Any]:
         "limits": result.limits,
         "polished": result.polished,
         "gap": result.gap,
+        **({} if result.approximation is None else {"approximation": result.approximation}),
         "prefixes": not result.limits and result.options.get("maximizer") != "stochastic",
     }
 
