@@ -206,8 +206,7 @@ class Job:
         how = {**self.how(), "memory": self.options.memory}
         if budget is None:
             most = find_backend(self.options.backend).room(*self.sets)[1]
-            if most is not None:
-                how["stream"] = self._fitting(1, False, most)[0].footprint.stream
+            how["stream"] = self._fitting(1, False, most)[0].footprint.stream
         else:
             sizes = budget.shape.footprint
             how |= {"picks": budget.shape.k, "spare": budget.spare, "stream": sizes.stream}

@@ -182,7 +182,7 @@ class HostFootprint:
 
     def _making(self, rows: int) -> int:
         """Features made by one thread for a while, and what they are made of on the way."""
-        return (4 * rows * self.d + 16 * max(STEP, 16 * self.d)) * self.stream
+        return (4 * rows * self.d + 12 * max(STEP, 16 * self.d)) * self.stream
 
     def _preparing(self) -> int:
         """Float64 blocks of rows while features are made."""
