@@ -212,7 +212,7 @@ class Job:
             how |= {"picks": budget.shape.k, "spare": budget.spare, "stream": sizes.stream}
             if sizes.place:  # what an objective's own arrays may take is there as well
                 how["memory"] = budget.memory
-            elif ranks is not None and getattr(sizes, "shares", 0):
+            elif ranks is not None and sizes.shares:
                 how["shares"] = sizes.shares
         return Ground(
             self.x, self.kind, resolve(self.options.backend), outside=self.outside, ranks=ranks, **how

@@ -37,7 +37,7 @@ class DeviceFootprint:
     real: bool  # a GPU, not the interpreter
     stream: bool = False  # features stay on the host, and blocks of them pass by
     width: int = 4  # bytes of a feature at most
-    place, fixed_name = "on the device", "workspace of products"
+    place, fixed_name, shares = "on the device", "workspace of products", 0
     least_batch, most_batch = 32, 1024
 
     @property

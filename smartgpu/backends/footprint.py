@@ -49,7 +49,8 @@ class Footprint(Protocol):
     n candidates, r represented rows, k picks, m columns kept at once. `dense` says whether work on tiles is part of it.
     """
 
-    stream: bool  # features stay elsewhere, and blocks of them pass by
+    stream: bool  # features stay elsewhere, or are not made, and blocks of them pass by
+    shares: int  # processes of which each holds its share of the features, others' passing by; 0 where all are alike
     place: str  # "" on the CPU, else where: "on the device"
     probe: tuple[int, int]  # rows of the runs from which times are estimated: of the first, and at most
     least_batch: int  # columns that must be kept at once

@@ -76,7 +76,7 @@ class Shape:
 
     def _called(self, whose: str) -> str:
         name = f"features of {whose}"
-        if getattr(self.footprint, "shares", 0):
+        if self.footprint.shares:
             return f"{name}, a share and two blocks of others"
         return f"{name}, a few blocks at a time" if self.footprint.stream else name
 
