@@ -5,13 +5,15 @@ python bench/gpu.py --out DIR --rehearse
 
 1. tests       those that carry the mark `gpu`, in several processes; meanwhile others compile what is timed later
 2. kernels     the device's two ceilings, and every kernel against its floor (bench/kernels.py)
-3. selections  bench/cases.py's DEVICE_CASES with bench/run.py's harness and gate, shortest first
-4. swaps       a search for swaps in a million rows (bench/polish.py): seconds of a pass over all candidates
-5. scale       a group of one process against the plain call; 4,000,000 rows by the plan's advice (bench/scale.py)
+3. launches    the kernels of csrc/, each compared with Triton's first and in a process of its own (bench/launches.py)
+4. selections  bench/cases.py's DEVICE_CASES with bench/run.py's harness and gate, shortest first
+5. swaps       a search for swaps in a million rows (bench/polish.py): seconds of a pass over all candidates
+6. scale       a group of one process against the plain call; 4,000,000 rows by the plan's advice (bench/scale.py)
 
-DIR/tests.jsonl, kernels.jsonl, selections.jsonl, swaps.jsonl and scale.jsonl get a line for each figure the moment that
-it is measured. What the time left would not do is skipped, with a line that says so. --rehearse goes through all of it
-in Triton's interpreter, on the CPU and with tiny pools: its rows say "rehearsal" and are never judged.
+tests.jsonl, kernels.jsonl, launches.jsonl, selections.jsonl, swaps.jsonl and scale.jsonl in DIR get a line for each
+figure the moment that it is measured. What the time left would not do is skipped, with a line that says so. --rehearse
+goes through all of it in Triton's interpreter, on the CPU and with tiny pools: its rows say "rehearsal" and are never
+judged.
 
 Exit status 0 if nothing failed, 1 if a test, a kernel, a selection or a gate did, 2 without a GPU.
 """
@@ -42,9 +44,10 @@ from bench.process import Process, Stopped
 from bench.providers import PROVIDERS
 from bench.run import Bench, Limits, Runs, append, choose
 
-STAGES = ("tests", "kernels", "selections", "swaps", "scale")
-TESTS, KERNELS, SWAPS = 120.0, 60.0, 70.0  # seconds; selections take what these leave
+STAGES = ("tests", "kernels", "launches", "selections", "swaps", "scale")
+TESTS, KERNELS, LAUNCHES, SWAPS = 120.0, 60.0, 60.0, 70.0  # seconds; selections take what these leave
 SCALE = 90.0  # of what is left in the end, for the last: with less it is not begun
+REHEARSED_PARTS = ("pairs_fp16", "blocks", "tail")  # of bench/launches.py
 SEARCH = 0.4  # of SWAPS, for the search: what is left is greedy, the bound and the ranking
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header")
 REHEARSED_TESTS = (
@@ -174,6 +177,17 @@ def kernel_stage(out: Path, seconds: float, about: dict[str, Any]) -> bool:
         print(row["failed"], file=sys.stderr)
         return False
     return got.returncode == 0
+
+
+# -- launches ----------------------------------------------------------------------------------------------------------
+
+
+def launch_stage(out: Path, seconds: float, rehearse: bool) -> bool:
+    """bench/launches.py, which gives each of its parts a process and a share of the time."""
+    command = [sys.executable, str(ROOT / "bench" / "launches.py"), "--out", str(out / "launches.jsonl")]
+    command += ["--seconds", f"{300 if rehearse else seconds:.0f}"]
+    command += ["--parts", *REHEARSED_PARTS] if rehearse else []
+    return subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 # -- swaps, scale ------------------------------------------------------------------------------------------------------
@@ -456,6 +470,8 @@ def main(arguments: list[str] | None = None) -> int:
             good["tests"] = test_stage(given.out, min(TESTS, given.seconds), given.rehearse, about)
     if "kernels" in given.only:
         good["kernels"] = kernel_stage(given.out, min(KERNELS, given.seconds), about)
+    if "launches" in given.only:
+        good["launches"] = launch_stage(given.out, min(LAUNCHES, given.seconds), given.rehearse)
     if "selections" in given.only:
         until = start + given.seconds - (SWAPS if "swaps" in given.only and not given.rehearse else 0)
         rows = selection_stage(given.out, until, given.rehearse, given.cases)

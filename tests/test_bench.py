@@ -500,6 +500,10 @@ def test_rehearsal(tmp_path):
     kernels = {row["kernel"] for row in rows["kernels"] if "ms_p50" in row}
     assert kernels >= {"sweep", "symmetric", "fill", "sparse_excess", "compact", "update", "best", "falls_16"}
     assert {row["ceiling"] for row in rows["kernels"] if "ceiling" in row} >= {"bytes", "half"}
+    assert [(row["part"], row["gate"]) for row in rows["launches"]] == [
+        (p, "pass") for p in gpu.REHEARSED_PARTS
+    ]
+    assert all(row.keys() & {"us_pick", "tflop_s"} for row in rows["launches"])
     ran = {(row["case"], row["provider"]): row for row in rows["selections"]}
     assert set(ran) == {(case.name, provider) for case in REHEARSAL for provider in case.providers}
     for (_, provider), row in ran.items():
@@ -510,6 +514,30 @@ def test_rehearsal(tmp_path):
         elif row["objective"] == FL:  # log-determinant starts with a tie, which float32 breaks in its own way
             assert row["value_ratio"] == pytest.approx(1, rel=1e-5)
     assert plot.read([tmp_path / f"{name}.jsonl" for name in gpu.STAGES]) == {}
+
+
+def test_a_launch_that_breaks_costs_its_own_row(tmp_path, monkeypatch):
+    """Whatever a process does, the next part has its turn, and no figure stands beside a gate that failed."""
+    from bench import launches
+
+    said = {"blocks": 'import os; os.kill(os.getpid(), 9)', "clusters": 'print("sticky"); raise SystemExit(1)',
+            "tail": 'print(\'{"part": "tail", "gate": "pass", "us_pick": 5.0}\')',
+            "pairs_fp16": 'print(\'{"part": "pairs_fp16", "gate": "fail: 3 pairs"}\')',
+            "pairs_tf32x3": "import time; time.sleep(60)"}  # fmt: skip
+    start = SimpleNamespace(
+        run=lambda c, **how: subprocess.run([sys.executable, "-c", said[c[-1]]], **how),
+        TimeoutExpired=subprocess.TimeoutExpired,
+    )
+    monkeypatch.setattr(launches, "subprocess", start)
+    rows = {part: launches.ask(part, 2.0) for part in said}
+    assert "failed" in rows["blocks"] and rows["clusters"]["failed"] == "sticky"
+    assert rows["pairs_tf32x3"]["failed"] == "no answer for 2 s"
+    assert rows["tail"] == {"part": "tail", "gate": "pass", "us_pick": 5.0}
+    monkeypatch.setattr(launches, "PARTS", tuple(said))
+    for parts, status in ((["tail"], 0), (["blocks", "tail"], 1), (["pairs_fp16"], 1)):
+        path = tmp_path / f"{len(parts)}{status}.jsonl"
+        assert launches.main(["--out", str(path), "--parts", *parts]) == status
+        assert [json.loads(line)["part"] for line in path.read_text().splitlines()] == parts
 
 
 @pytest.mark.parametrize("again", [False, True])
