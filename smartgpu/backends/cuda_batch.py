@@ -7,6 +7,7 @@ described there.
 from __future__ import annotations
 
 import functools
+import heapq
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ FIELDS = tuple(
     "x stride d rows start picks order count objective kind low weights scale quantum factors a b lambda weight before "
     "after queue exchange workspace slot arena indices gains".split()
 )
+AHEAD = 4  # problems for each multiprocessor that a deal looks at one by one
 THREADS, CLUSTER = 256, 8  # of a block; blocks of a cluster
 OWN = 2048  # bytes of shared memory of a block besides, and of what the system keeps of it for each
 # arithmetic -> bytes of shared memory for staged tiles, and blocks on a multiprocessor that registers are there for
@@ -125,20 +127,54 @@ def most_clusters(multiprocessors: int) -> int:
     return max(1, multiprocessors // CLUSTER - 1)
 
 
+def in_cluster(costs: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Predicted seconds in a cluster, from those in one block: blocks share all but the steps, which last longer."""
+    return (costs - picks * STEP) / CLUSTER + picks * CLUSTER_STEP
+
+
+def end(together: np.ndarray, alone: np.ndarray, multiprocessors: int) -> float:
+    """Predicted seconds until clusters and blocks are done, from theirs for each problem, dearest first.
+
+    Blocks find the multiprocessors that clusters leave, and then those that they are done with.
+    """
+    teams = min(most_clusters(multiprocessors), len(together))
+    free = [0.0] * teams
+    for each in together.tolist():  # to the cluster that is done first
+        heapq.heappush(free, heapq.heappop(free) + each)
+    last = max(free, default=0.0)
+    free = [0.0] * (multiprocessors - CLUSTER * teams) + [done for done in free for _ in range(CLUSTER)]
+    heapq.heapify(free)
+    many = AHEAD * multiprocessors
+    for each in alone[:many].tolist():
+        done = heapq.heappop(free) + each
+        heapq.heappush(free, done)
+        last = max(last, done)
+    return max(
+        last, (sum(free) + float(alone[many:].sum())) / multiprocessors
+    )  # the others fill what is left
+
+
 def deal(
     costs: np.ndarray, picks: np.ndarray, multiprocessors: int, clusters: bool
 ) -> tuple[list[int], list[int]]:
-    """(problems for clusters, for blocks), dearest first: a cluster takes what would keep one block busy for too long.
+    """(problems for clusters, for blocks), dearest first: the dearest ones to clusters, as many as let all end soonest.
 
-    costs (problems,) predicted seconds in a block.
+    costs (problems,) predicted seconds in a block. Numbers about a third apart are tried, each by `end`.
     """
     order = np.argsort(-costs, kind="stable")
-    if not clusters:
-        return [], order.tolist()
-    share = costs.sum() / multiprocessors
-    # A problem longer than a third of everybody's share could be the last to end by as much.
-    split = (costs[order] > share / 3) & (costs[order] > 4 * picks[order] * CLUSTER_STEP)
-    return order[split].tolist(), order[~split].tolist()
+    together = in_cluster(costs, picks)
+    first = order[together[order] < costs[order]] if clusters else order[:0]
+    best, found = np.inf, (order[:0], order)
+    count = 0
+    while count <= len(first):
+        taken = np.zeros(len(costs), bool)
+        taken[first[:count]] = True
+        here = first[:count], order[~taken[order]]
+        spent = end(together[here[0]], costs[here[1]], multiprocessors)
+        if spent < best:
+            best, found = spent, here
+        count += 1 + count // 3
+    return found[0].tolist(), found[1].tolist()
 
 
 def make_plan(
