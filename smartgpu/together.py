@@ -50,6 +50,8 @@ class Form:
         if not known or (type(core) is LogDet and core.lam < LEAST_LAM):
             return None
         before, after = (_sum(some) for some in (terms[: at[0]], terms[at[0] + 1 :]))
+        if not all(a is None or np.isfinite(a).all() for a in (before, after)):
+            return None  # gains could be no numbers, which nothing is better than: a kernel would pick nobody
         return cls(core, weight, before, after)
 
 

@@ -75,6 +75,16 @@ def grouped(rng):
     return select, same
 
 
+@interpreted
+def test_sums_beyond_all_numbers_are_for_triton(kernels, rng):
+    """Infinite terms of both signs add up to no number, and a kernel that finds no best has no row to go on with."""
+    x, labels = rng.standard_normal((40, 16)).astype(np.float32), np.arange(40) % 2
+    large = 1e10 * smartgpu.Modular(np.full(40, 1e308))
+    with np.errstate(over="ignore"):
+        smartgpu.select_many(x, labels, 2, smartgpu.FacilityLocation() + large, backend="triton")
+    assert not batched(kernels)
+
+
 def batched(kernels):
     return [name for name in kernels.launched if name.startswith("batched")]
 
