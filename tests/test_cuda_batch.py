@@ -378,3 +378,16 @@ def test_clusters_pick_what_blocks_pick(objective, real, rng):
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", list(cuda_batch.TILES))
+def test_as_many_blocks_fit_as_plans_count_on(precision, real, rng):
+    """On a multiprocessor, with all the shared memory that a launch asks for."""
+    pool, _ = pool_of(rng, 170, 40, "cosine", precision)
+    run(pool, problems_of(rng, 170, "facility_location"), real, False)
+    found, fits = real.functions[f"batched_greedy_{precision}"], cuda_batch.resident(precision, real)
+    shared = min(real.shared[1], real.shared[0] // fits) - cuda_batch.OWN
+    assert found.max_dynamic_shared_size_bytes == shared
+    ask = real.cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+    assert ask(found.kernel.ptr, cuda_batch.THREADS, shared) == fits

@@ -128,3 +128,8 @@ def test_tail_on_a_gpu(rng):
         np.testing.assert_array_equal(got.indices, want.indices)
         np.testing.assert_array_equal(got.gains, want.gains)
         assert waits < 40 and cuda.kernels(at) is not None
+    kernels = cuda.kernels(
+        at
+    )  # a block on each multiprocessor: CuPy would start fewer where they did not fit
+    ask = kernels.cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+    assert ask(kernels.functions["sparse_tail"].kernel.ptr, cuda_tail.THREADS, 0) == 1
