@@ -63,19 +63,20 @@ def test_same_picks_as_by_steps(name, how, kernels, rng, monkeypatch):
 
 
 @interpreted
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_lanes_pick_the_same(ranks, rng, monkeypatch):
-    """Device code as it is, with a thread for every lane: shuffles, sums of warps, the barrier of the grid."""
+@pytest.mark.parametrize(("ranks", "threads"), [(3, 128), (70, 32)])
+def test_lanes_pick_the_same(ranks, threads, rng, monkeypatch):
+    """Device code as it is, with a thread for every lane: shuffles, sums of warps, the barrier of the grid, and more
+    blocks than a warp has lanes."""
     fake = hostcuda.install(monkeypatch, hostcuda.LaneKernels)
     monkeypatch.setattr(fake, "multiprocessors", ranks, raising=False)
     monkeypatch.setattr(cuda_tail, "LEAST", 7)
-    monkeypatch.setattr(cuda_tail, "THREADS", 128)  # of 1,024, so that there are fewer that take turns
-    n = 90
+    monkeypatch.setattr(cuda_tail, "THREADS", threads)  # of 1,024, so that there are fewer that take turns
+    n = 72
     x, spec = pool(rng, n), smartgpu.FacilityLocation(rng.integers(1, 9, n).astype(float))
-    got = smartgpu.select(x, 30, spec, backend="triton")
+    got = smartgpu.select(x, 24, spec, backend="triton")
     assert fake.launched.count("sparse_tail") >= 2
     with cuda.without(CPU):
-        want = smartgpu.select(x, 30, spec, backend="triton")
+        want = smartgpu.select(x, 24, spec, backend="triton")
     np.testing.assert_array_equal(got.indices, want.indices)
     np.testing.assert_array_equal(got.gains, want.gains)
 
