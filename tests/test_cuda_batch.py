@@ -293,9 +293,11 @@ def by_weight(x, kind, k, low, weights, after):
 
 
 @pytest.mark.slow
-def test_no_access_is_unordered(tmp_path):
-    """ThreadSanitizer over blocks and clusters, each objective, and the tail."""
-    program = hostcuda.build(tmp_path / "races", "-O1", "-g", "-fsanitize=thread", file="races.cpp")
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_no_access_is_unordered_or_outside(sanitizer, tmp_path):
+    """Blocks and clusters, each objective, and the tail, in arrays that are no longer than they must be."""
+    flags = ("-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    program = hostcuda.build(tmp_path / "races", *flags, file="races.cpp")
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not run on this kernel")
