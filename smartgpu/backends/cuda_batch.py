@@ -159,7 +159,7 @@ def deal(
 ) -> tuple[list[int], list[int]]:
     """(problems for clusters, for blocks), dearest first: the dearest ones to clusters, as many as let all end soonest.
 
-    costs (problems,) predicted seconds in a block. Numbers about a third apart are tried, each by `end`.
+    costs (problems,) predicted seconds in a block. Numbers about a fifth apart are tried, each by `end`.
     """
     order = np.argsort(-costs, kind="stable")
     together = in_cluster(costs, picks)
@@ -173,7 +173,7 @@ def deal(
         spent = end(together[here[0]], costs[here[1]], multiprocessors)
         if spent < best:
             best, found = spent, here
-        count += 1 + count // 3
+        count += 1 + count // 5
     return found[0].tolist(), found[1].tolist()
 
 
