@@ -223,6 +223,17 @@ def test_no_share_is_larger_than_planned(n, size):
     assert max(s.stop - s.start for s in shares) <= most <= n / size + 2 * BLOCK
 
 
+def test_the_plan_says_what_a_process_holds(monkeypatch):
+    monkeypatch.undo()
+    n, d = 10**8, 384
+    job = Job(
+        np.broadcast_to(np.float16(0), (n, d)), as_similarity("cosine"), FacilityLocation(), Options(**HOW)
+    )
+    parts = {part.name: part.bytes for part in job._cost(10, False, stream=True, shares=8)[1].parts}
+    held = parts["features of the candidates, a share and two blocks of others"]
+    assert 4 * n * d / 8 + 8 * n < held < 1.01 * (4 * n * d / 8 + 8 * n)
+
+
 def dying(rank, folder):
     """Rank 1 of three goes without a word, in the middle of a sweep."""
     travelling.STRIPES = 1

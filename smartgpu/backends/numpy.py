@@ -63,7 +63,7 @@ class NumpyBackend:
 
     @staticmethod
     def check_inputs(geometry: Geometry) -> None:
-        pass  # features are copies
+        pass  # features are copies, or of rows that the caller was told not to change
 
     @staticmethod
     def room(*sets: np.ndarray) -> tuple[int, None]:
