@@ -155,7 +155,7 @@ class _Path:
         selections = []
         for alpha in self.path:
             one = replace(job, objective=self.spec.at(alpha)).sized(call.count)
-            selections.append(replace(call, job=one, ground=ground, clock=None).run())
+            selections.append(replace(call, job=one, ground=ground, seconds=None).run())
         cover = Cover(self.spec.cover, ground)
         points = []
         for at, selection in enumerate(selections):

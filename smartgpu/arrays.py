@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from smartgpu.similarity import Matrix, Precomputed, power_of_two
+from smartgpu.features import power_of_two
+from smartgpu.similarity import Matrix, Precomputed
 
 EMBEDDING_COLUMNS = ("embeddings", "embedding", "vector")
 TENSOR_DTYPES = "float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool".split()

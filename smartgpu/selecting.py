@@ -28,6 +28,7 @@ from smartgpu.objectives import Ground, State, swaps
 from smartgpu.options import EXACT, Options
 from smartgpu.planning import make_plan
 from smartgpu.ranks import Ranks, join
+from smartgpu.seconds import Seconds
 from smartgpu.selection import Selection
 from smartgpu.similarity import Matrix
 from smartgpu.version import __version__
@@ -89,13 +90,13 @@ def select_checked(
     limits = {"given": nothing, "include": nothing, "exclude": nothing} | limits
 
     def check(how: Options) -> Call:
-        clock = _Clock()
-        with clock("prepare"):
+        seconds = Seconds()
+        with seconds("prepare"):
             job = make(how).sized(k)
             memory = job.budget(k + len(limits["given"])) if job.planned else None
             if memory is not None and share is not None:
                 memory = replace(memory, memory=max(share, memory.cost.least))
-        return Call(job, k, memory=memory, clock=clock, **limits)
+        return Call(job, k, memory=memory, seconds=seconds, **limits)
 
     return attempt(check, options)
 
@@ -116,19 +117,19 @@ class Call:
     share_of: int | None = None  # the k that shares are shares of, where one was given
     barred: tuple[Barred, ...] = ()  # excluded for what they are close to
     memory: Budget | None = None  # where what it allocates is known beforehand
-    clock: _Clock | None = None
+    seconds: Seconds | None = None
     ground: Ground | None = None  # where calls on one pool share it
     ranks: Ranks | None = None  # the processes that choose together
     look: Callable[[State], None] | None = None  # at the state after the last pick
 
     def __post_init__(self) -> None:
-        self.clock = self.clock or _Clock()
+        self.seconds = Seconds() if self.seconds is None else self.seconds
 
     @classmethod
     def check(cls, X: Any, objective: Any, similarity: Any, options: Options, wanted: Wanted) -> Call:
         """Raises ValueError, TypeError as select() does."""
-        clock = _Clock()
-        with clock("prepare"):
+        seconds = Seconds()
+        with seconds("prepare"):
             job = Job.check(X, objective, similarity, options)
             n = job.n
             if wanted.coverage is not None:
@@ -162,7 +163,7 @@ class Call:
                 quotas=as_quotas(wanted.quotas),
                 barred=barred,
                 share_of=None if wanted.k is None else count,
-                clock=clock,
+                seconds=seconds,
             )
             call.check_limits()
             call.job = job = job.sized(call.count)
@@ -217,7 +218,7 @@ class Call:
 
     def run(self, instead: Options | None = None) -> Selection:
         """instead: the options of a call that failed, whose checkpoint this one replaces."""
-        job, clock, options = self.job, self.clock, self.job.options
+        job, seconds, options = self.job, self.seconds, self.job.options
         if options.plan and (self.ranks is None or self.ranks.rank == 0):
             text = make_plan(job, self.count, self.given, self.exclude, self.coverage)
             print(text, file=sys.stderr, flush=True)
@@ -225,7 +226,7 @@ class Call:
             if options.checkpoint is not None:
                 raise ValueError("checkpoint is not for backend 'reference'")
             return self._by_reference()
-        with clock("prepare"):
+        with seconds("prepare"):
             kept = None if options.checkpoint is None else self._checkpoint(instead)
             ground = self.ground or job.ground(self.memory, self.ranks)
             compiled, swept = ground.engine.compiling(), ground.sweeps
@@ -241,7 +242,7 @@ class Call:
             runs.append(best)
         compiled = ground.engine.compiling() - compiled
         if compiled:
-            clock.seconds["compile"] = compiled
+            seconds["compile"] = compiled
         run, gains = best.run, np.array(best.run.gains, np.float64)
         return Selection(
             indices=np.array(run.indices, np.int64),
@@ -253,7 +254,7 @@ class Call:
             backend=resolve(options.backend),
             dtype="/".join(ground.dtypes) or "float64",
             exact=options.maximizer in EXACT,
-            seconds=clock.seconds,
+            seconds=dict(seconds),
             limits=self.limits(run.indices, order),
             together=None if self.ranks is None else self.ranks.said(),
             **said,
@@ -305,17 +306,17 @@ class Call:
             again = polish.rank(states[0], low, found.rows, self.include, best.start, options.tie_break)
         again.run.evaluations += found.evaluations
         _check_inputs(ground, None)
-        seconds = self.clock.seconds["polish"] = time.perf_counter() - start
+        took = self.seconds["polish"] = time.perf_counter() - start
         said = {"before": best.reached, "after": again.reached, "swaps": found.swaps, "passes": found.passes}
         return again, {
-            "polished": {**said, "optimum": found.optimum, "seconds": seconds},
+            "polished": {**said, "optimum": found.optimum, "seconds": took},
             "bound": max(found.bound, again.reached),
         }
 
     def _runs(self, ground: Ground, kept: Checkpoint | None) -> tuple[list[State], list[Picker]]:
         """Greedy's picks; with a budget those by gain / cost, then those by gain, with the work shared that can be."""
-        job, clock, options = self.job, self.clock, self.job.options
-        with clock("prepare"):
+        job, seconds, options = self.job, self.seconds, self.job.options
+        with seconds("prepare"):
             before = self._before(kept)
             if self.ranks is not None and self.ranks.rank > 0:
                 kept = None
@@ -334,7 +335,7 @@ class Call:
                     if pair is None and len(self.given):
                         second.add(self.given)
                 first.add(before[0])
-        with clock("select"), one_thread(), _progress(options, self.count) as tell:
+        with seconds("select"), one_thread(), _progress(options, self.count) as tell:
             picker = Picker(self.constraint(), base, until, tell)
             for j, gain in zip(*before, strict=True):
                 picker.take(int(j), float(gain))
@@ -445,7 +446,7 @@ class Call:
                 outside=job.outside,
             )
 
-        with self.clock("select"):
+        with self.seconds("select"):
             until = None
             if self.coverage is not None:
                 problem = reference.Problem(x, job.kind, job.objective, job.outside)
@@ -464,7 +465,7 @@ class Call:
             sweeps=1.0,
             backend="reference",
             dtype="float64",
-            seconds=self.clock.seconds,
+            seconds=dict(self.seconds),
             limits=self.limits(run.indices, order),
             **job.described(),
         )
@@ -511,21 +512,6 @@ def _check_inputs(ground: Ground, kept: Checkpoint | None) -> None:
         if kept is not None:
             kept.path.unlink(missing_ok=True)
         raise
-
-
-class _Clock:
-    """Seconds by phase, added up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 @contextmanager

@@ -17,7 +17,8 @@ import pytest
 import smartgpu
 from smartgpu import FacilityLocation, GraphCut, Rbf, select, workers
 from smartgpu.backends import blas, open_backend
-from smartgpu.similarity import KINDS, Matrix, as_similarity, prepare
+from smartgpu.features import prepare
+from smartgpu.similarity import KINDS, Matrix, as_similarity
 
 SIMILARITIES = {name: as_similarity(name) for name in KINDS if name != "precomputed"} | {
     "rbf-0.1": Rbf(gamma=0.1)

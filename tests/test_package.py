@@ -178,14 +178,25 @@ LAYERS = {
     "version": set(),
     "constraints": {"constraints", "labels"},
     "reference": set(),
-    "similarity": {"workers"},
+    "similarity": {"features"},  # for a type alone
+    "features": {"similarity", "workers"},
+    "seconds": set(),
     "checkpoint": {"files"},
     "selection": {"files", "version"},
     "options": {"similarity", "backends"},  # the names that they list
-    "backends": {"similarity", "backends", "workers", "kernels", "constraints", "files", "version"},
+    "backends": {
+        "features",
+        "similarity",
+        "backends",
+        "workers",
+        "kernels",
+        "constraints",
+        "files",
+        "version",
+    },
     "objectives": {
         *("arrays", "similarity", "objectives", "backends", "workers", "checkpoint", "constraints", "labels"),
-        "sparse",
+        *("features", "sparse"),
     },
     "sparse": set(),
     "graph": {"backends", "job", "options", "similarity", "workers"},
@@ -240,7 +251,7 @@ LAYERS = {
             "near",
             "objectives",
         ),
-        *("options", "parts", "ranks", "selection", "similarity", "workers"),
+        *("options", "parts", "ranks", "seconds", "selection", "similarity", "workers"),
     },
     # measures with the primitives that evaluate() uses
     "reporting": {

@@ -28,8 +28,9 @@ from smartgpu import (
     rank,
     select,
 )
+from smartgpu.features import _from_half, prepare
 from smartgpu.options import bytes_text, parse_bytes
-from smartgpu.similarity import KINDS, _from_half, prepare
+from smartgpu.similarity import KINDS
 from smartgpu.workers import Workers
 
 N, D, K = 4000, 256, 60

@@ -1,4 +1,4 @@
-"""A pool on a device: prepared features as torch tensors. What similarity.prepare is for numpy arrays."""
+"""A pool on a device: prepared features as torch tensors. What features.prepare is for numpy arrays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from smartgpu.backends import gpu
+from smartgpu.features import power_of_two
 from smartgpu.kernels import linear
 from smartgpu.kernels.similarity import Form, round_to_tf32, squared_norms
 from smartgpu.similarity import (
@@ -24,7 +25,6 @@ from smartgpu.similarity import (
     MaxMinusSqeuclidean,
     Rbf,
     Similarity,
-    power_of_two,
 )
 from smartgpu.workers import default_memory
 

@@ -14,7 +14,8 @@ import numpy as np
 from smartgpu.backends import blas, linear, survivors
 from smartgpu.backends.tiles import ROWS
 from smartgpu.backends.travelling import travelling_bytes
-from smartgpu.similarity import STEP, Cosine, CosineShifted, CosineSquared, Matrix, Similarity, block_rows
+from smartgpu.features import STEP, block_rows
+from smartgpu.similarity import Cosine, CosineShifted, CosineSquared, Matrix, Similarity
 
 TILE = ROWS * (ROWS + 32)  # entries of a tile in the widest padding
 SMALL = 1 << 20  # lists, threads, modules imported on the way

@@ -24,7 +24,8 @@ from smartgpu.backends.survivors import Survivors, row_type, survivors
 from smartgpu.backends.tiles import BASE, ROWS, Entries, Features
 from smartgpu.backends.travelling import Travelling
 from smartgpu.constraints import Found, Goal
-from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, Similarity, prepare
+from smartgpu.features import prepare
+from smartgpu.similarity import Geometry, Matrix, MaxMinusSqeuclidean, Similarity
 from smartgpu.workers import Workers, cpu_count, default_memory
 
 LIMB = (

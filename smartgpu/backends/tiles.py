@@ -6,7 +6,8 @@ import numpy as np
 
 from smartgpu.backends import blas
 from smartgpu.backends.travelling import Travelling
-from smartgpu.similarity import Geometry, Matrix, Unheld, map_dots
+from smartgpu.features import Unheld
+from smartgpu.similarity import Geometry, Matrix, map_dots
 
 BASE = np.int32(0x40400000)  # the bits of 3.0: a raw integer is q + BASE
 ROWS = 384  # rows of a tile at most: sums of 384 integers below 2^22 fit int32

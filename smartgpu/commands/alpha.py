@@ -11,10 +11,11 @@ from smartgpu.checkpoint import fingerprint
 from smartgpu.commands.fields import quality_objective
 from smartgpu.commands.folder import ALPHA_PATH
 from smartgpu.commands.select import budgets, check_room, dry_run
-from smartgpu.commands.source import Seconds, read_chosen, read_source
+from smartgpu.commands.source import read_chosen, read_source
 from smartgpu.commands.sweep import table_path
 from smartgpu.config import Config
 from smartgpu.files import replacing
+from smartgpu.seconds import Seconds
 from smartgpu.version import __version__
 
 SCHEMA = 1  # of alpha_path.json

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from smartgpu import graph as _graph
-from smartgpu.commands.source import Seconds, read_source
+from smartgpu.commands.source import read_source
 from smartgpu.config import Config
 from smartgpu.files import replacing
 from smartgpu.options import bytes_text, parse_bytes
+from smartgpu.seconds import Seconds
 
 
 def run(config: Config, progress: bool) -> str:

@@ -28,7 +28,7 @@ from smartgpu.commands.fields import (
 )
 from smartgpu.commands.finished import Finished
 from smartgpu.commands.folder import MIXTURE, Folder, check_outside
-from smartgpu.commands.source import Seconds, Source, read_chosen, read_source
+from smartgpu.commands.source import Source, read_chosen, read_source
 from smartgpu.config import Config
 from smartgpu.exports.messages import Layout, find_layout
 from smartgpu.exports.pools import Rows, check_rows
@@ -38,6 +38,7 @@ from smartgpu.labels import Label, Labels
 from smartgpu.mixture import Mixture, mix
 from smartgpu.mixture.mixer import Mixer
 from smartgpu.options import parse_bytes
+from smartgpu.seconds import Seconds
 from smartgpu.version import __version__
 
 SCHEMA = 1  # of mixture.json
@@ -257,7 +258,7 @@ def run(config: Config, progress: bool) -> Done:
             mixture = launch.call(mix, x, tasks, config.n_tasks, config.n_rows, templates, **how)
         finally:
             finished.flush()
-        seconds.update({stage: round(value, 4) for stage, value in mixture.seconds.items()})
+        seconds.update(mixture.seconds)
         with seconds("write"):
             files = _write(folder.partial, pool, mixture, names, combined)
         shutil.rmtree(folder.partial / "exports", ignore_errors=True)  # of a run that was stopped here
@@ -265,7 +266,7 @@ def run(config: Config, progress: bool) -> Done:
         if layout is not None:
             with seconds("export"):
                 exported = write_exports(config, config.export, mixture, pool, folder.partial, names, layout)
-        mixture = dataclasses.replace(mixture, seconds=dict(seconds))
+        mixture = dataclasses.replace(mixture, seconds=seconds.rounded())
         mixture.save(folder.partial / MIXTURE.arrays)
         manifest = _manifest(folder, given, mixture, names, files, exported, x)
         manifest |= {name: getattr(config, name) for name in given.rows}  # where a report finds them

@@ -17,7 +17,7 @@ from smartgpu.arrays import as_count
 from smartgpu.checkpoint import fingerprint
 from smartgpu.commands.fields import QUOTAS, read_quality, read_quotas
 from smartgpu.commands.folder import ALPHA_PATH, MIXTURE, PARTIAL, SELECTION, SWEEP
-from smartgpu.commands.source import Seconds, Source, read_chosen, read_source
+from smartgpu.commands.source import Source, read_chosen, read_source
 from smartgpu.config import Config
 from smartgpu.io import Pool, row_texts, text_fields
 from smartgpu.labels import Labels, as_labels
@@ -25,6 +25,7 @@ from smartgpu.mixture import Mixture
 from smartgpu.reporting import place
 from smartgpu.reporting.measuring import Known
 from smartgpu.reporting.quality import Rated
+from smartgpu.seconds import Seconds
 from smartgpu.selection import Selection
 
 log = logging.getLogger("smartgpu")

@@ -16,11 +16,12 @@ from smartgpu.checkpoint import fingerprint
 from smartgpu.commands import baseline, other_rows, partition
 from smartgpu.commands.fields import check_limits, cost_record, quality_objective, read_limits
 from smartgpu.commands.folder import ARRAYS, Folder, check_outside
-from smartgpu.commands.source import Seconds, read_chosen, read_source
+from smartgpu.commands.source import read_chosen, read_source
 from smartgpu.config import Config
 from smartgpu.io import Pool, output_path, write_rows
 from smartgpu.options import EXACT, parse_bytes
 from smartgpu.planning import Plan
+from smartgpu.seconds import Seconds
 from smartgpu.selection import Selection
 from smartgpu.version import __version__
 
@@ -150,9 +151,9 @@ def run(config: Config, command: str, progress: bool) -> Done:
         else:
             how = {"coverage": config.coverage, "include": included, **limits, **call}
             selection = launch.call(api.select, x, k, **how)
-        seconds.update({phase: round(value, 4) for phase, value in selection.seconds.items()})
+        seconds.update(selection.seconds)
         files = _write(folder, pool, x, selection, names, weigh=command == "select", seconds=seconds)
-        selection = dataclasses.replace(selection, seconds=dict(seconds))
+        selection = dataclasses.replace(selection, seconds=seconds.rounded())
         selection.save(folder.partial / ARRAYS)
         manifest = {
             "schema": SCHEMA,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +17,9 @@ from smartgpu.commands.folder import ARRAYS, MANIFEST, MIXTURE
 from smartgpu.config import Config
 from smartgpu.io import Pool, find_text, read_embeddings, read_pool, text_fields
 from smartgpu.io.matrices import is_sparse_file, read_sparse
+from smartgpu.seconds import Seconds
 
 log = logging.getLogger("smartgpu")
-
-
-class Seconds(dict):
-    """Seconds by phase."""
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self[phase] = round(self.get(phase, 0.0) + time.perf_counter() - start, 4)
 
 
 @dataclass

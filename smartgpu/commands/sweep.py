@@ -8,12 +8,12 @@ from pathlib import Path
 
 from smartgpu.commands.folder import SWEEP
 from smartgpu.commands.mix import check_sizes, read
-from smartgpu.commands.source import Seconds
 from smartgpu.config import Config
 from smartgpu.files import replacing
 from smartgpu.job import versions
 from smartgpu.mixture import SweepRow, sweep
 from smartgpu.mixture.sweeping import check_counted
+from smartgpu.seconds import Seconds
 
 SCHEMA = 1  # of sweep.json
 

@@ -37,7 +37,7 @@ def assemble(mixer: Mixer, shares: list[Share], found: Mapping[Cell, Selection])
         n_tasks_in_pool=len(mixer.names),
         method=mixer.method,
         options=mixer.described,
-        seconds=mixer.seconds,
+        seconds=dict(mixer.seconds),
         versions=versions(resolve(mixer.job.options.backend)),
     )
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from smartgpu.near import RowSets
 from smartgpu.objectives import Modular, Objective, as_objective
 from smartgpu.options import make_options
 from smartgpu.parts import check_quotas
+from smartgpu.seconds import Seconds
 from smartgpu.selection import Selection
 from smartgpu.similarity import Matrix, Similarity, choose
 
@@ -157,7 +156,7 @@ class Mixer:
         if self.pool is not None and self.dropped:
             precomputed = self.kind.name == "precomputed"
             self.pool = self.pool[np.ix_(self.kept, self.kept)] if precomputed else self.pool[self.kept]
-        self.seconds: dict[str, float] = {}
+        self.seconds = Seconds()
 
     def record(self, done: Mapping) -> dict[str, Any]:
         """What processes must have in common."""
@@ -195,7 +194,7 @@ class Mixer:
         self.chooser = Chooser(
             **{name: getattr(self, name) for name in ("job", "X", "names", "cells", "cut", "units", "money")},
             full_order=self.full_order,
-            timed=self._timed,
+            timed=self.seconds,
         )
         self.rooms = rooms = Rooms(
             self.cells,
@@ -308,9 +307,9 @@ class Mixer:
             "seed": self.seed,
             "backend": "reference" if resolve(options.backend) == "reference" else "numpy",
         }
-        with self._timed("tasks"):
+        with self.seconds("tasks"):
             pool = task_means(self.job.x, self.rows, options.threads) if self.pool is None else self.pool
-        with self._timed("ranking"):
+        with self.seconds("ranking"):
             ranking = rank(pool, count, self.objective, self.kind, self.include, how)
         if report is not None:
             report(RANKING, ranking)
@@ -365,12 +364,6 @@ class Mixer:
     def nested(self, budget: Any) -> bool:
         """Whether the rows of a smaller share are the first of a larger one."""
         return budget is None and self.quotas is None and self.job.options.polish is None
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _one_field(quotas: Any, n: int) -> Quotas | None:

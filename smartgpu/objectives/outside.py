@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smartgpu.arrays import as_matrix, on_gpu, on_host
-from smartgpu.similarity import Dot, Matrix, MaxMinusSqeuclidean, Similarity, row_norms
+from smartgpu.features import row_norms
+from smartgpu.similarity import Dot, Matrix, MaxMinusSqeuclidean, Similarity
 
 if TYPE_CHECKING:
     from smartgpu.objectives.base import Ground
