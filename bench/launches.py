@@ -7,8 +7,8 @@ pairs_A    (A = fp16, bf16, tf32, tf32x3)  similarities against Triton's, bit by
 blocks, clusters      whole selections of all three objectives against those of one by one; us a pick, s of the rest
 tail       a selection whose sparse tail is one launch after the other against its steps; us a pick of the launches
 
-Rows say "gate": "pass", or what differs, and then there is no figure; "apart" where that is known to happen, and Triton
-does the work. With TRITON_INTERPRET=1 they are a rehearsal: csrc/ as tests/host compiles it, with tiny pools.
+Rows say "gate": "pass", or what differs, and then there is no figure; "apart" where pairs differ by rounding alone.
+With TRITON_INTERPRET=1 they are a rehearsal: csrc/ as tests/host compiles it, with tiny pools.
 """
 
 from __future__ import annotations
@@ -52,19 +52,17 @@ def pairs(how: str, kernels: Any, tiny: bool) -> dict[str, Any]:
 
     from smartgpu.backends import cuda, cuda_batch
 
-    differing = most = 0
+    differing, most, near = 0, 0, True
     shapes = ((201, 1024), (300, 384), (40, 4096), (129, 16))
     for n, d in shapes[-1:] if tiny else shapes:
         q, triton = cuda_batch._both(n, d, "cosine", how, kernels)
         differing += int((q != triton).sum())
-        most = max(most, int((q - triton).abs().max()))
+        far = int((q - triton).abs().max())
+        most, near = max(most, far), near and far <= cuda_batch.near(d)
     row = {"part": f"pairs_{how}", "differing": differing, "quanta_apart": most}
-    if differing:
-        word = "apart" if how == "tf32x3" and most <= 2 else "fail"  # Triton may round the low parts
-        return {
-            **row,
-            "gate": f"{word}: {differing} pairs differ from Triton's, which does the work of {how}",
-        }
+    if not near:
+        return {**row, "gate": f"fail: {most} quanta from Triton's, which does the work of {how}"}
+    gate = f"apart: {differing} pairs differ from Triton's by rounding" if differing else "pass"
     n, d = (130, 32) if tiny else (1024, 1024)
     dtype = torch.float16 if how == "fp16" else torch.bfloat16 if how == "bf16" else torch.float32
     x = torch.randn((n, d), device=kernels.device, dtype=dtype) / d**0.5
@@ -79,7 +77,7 @@ def pairs(how: str, kernels: Any, tiny: bool) -> dict[str, Any]:
     )
     tiles = -(-n // 128)
     flop = tiles * (tiles + 1) / 2 * 128**2 * 2 * d
-    return {**row, "gate": "pass", "ms_p50": 1e3 * spent, "tflop_s": flop / spent / 1e12,
+    return {**row, "gate": gate, "ms_p50": 1e3 * spent, "tflop_s": flop / spent / 1e12,
             "predicted_tflop_s": cuda_batch.FLOPS[how] / 1e12}  # fmt: skip
 
 
@@ -116,9 +114,13 @@ def selections(span: str, kernels: Any, tiny: bool) -> dict[str, Any]:
         for group, k, (indices, gains) in zip(rows, counts, found, strict=True):
             with cuda.without(kernels.device):
                 want = smartgpu.select(x[group], k, spec, "cosine", backend="triton", precision="fp16")
-            exact = objective == "facility_location"
-            same = np.array_equal(indices, want.indices) or not exact
-            if not same or not np.allclose(gains, want.gains, rtol=0, atol=0 if exact else 1e-9):
+            if objective != "facility_location":
+                same = np.allclose(gains, want.gains, rtol=0, atol=1e-9)
+            elif cuda_batch.apart("fp16", kernels) == 0:
+                same = np.array_equal(indices, want.indices) and np.array_equal(gains, want.gains)
+            else:  # candidates as close as rounding change places
+                same = np.isclose(gains.sum(), want.value, rtol=1e-5)
+            if not same:
                 return {**row, "gate": f"fail: {objective} of {len(group)} rows differs from one by one"}
     one = [np.arange(150 if tiny else 2000)]
     few, many = (5, 40) if tiny else (10, 410)

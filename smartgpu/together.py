@@ -163,14 +163,13 @@ def _select(job: Job, groups: dict[Any, Group], kernels: Any) -> dict[Any, Selec
 
 
 def _agree(job: Job, how: str, kernels: Any) -> bool:
-    """Whether similarities are Triton's, and kernels can be started at all."""
+    """Whether similarities are Triton's but for rounding, and kernels can be started at all."""
     from smartgpu.backends import cuda, cuda_batch
 
-    found: list[bool] = []
+    found: list[int | None] = []
     with job.failures(None):
-        return (
-            cuda.started(kernels.device, lambda: found.append(cuda_batch.agrees(how, kernels))) and found[0]
-        )
+        there = cuda.started(kernels.device, lambda: found.append(cuda_batch.apart(how, kernels)))
+    return there and found[0] is not None
 
 
 def _selection(group: Group, indices: np.ndarray, gains: np.ndarray, said: dict[str, Any]) -> Selection:

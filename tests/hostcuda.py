@@ -129,5 +129,5 @@ def install(monkeypatch, kernels=HostKernels):
     fake = kernels(cpu)
     monkeypatch.setattr(cuda, "_known", {cpu: fake})
     monkeypatch.setattr(cuda, "_told", set())
-    monkeypatch.setattr(cuda_batch, "_agreed", {})
+    monkeypatch.setattr(cuda_batch, "_apart", {})
     return fake

@@ -328,14 +328,11 @@ def real(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "tf32x3"])
 def test_a_pair_has_tritons_bits(precision, real):
-    """By the same chain of k. Where tensor cores may round otherwise inside a step, a quantum or two apart at most, and
-    Triton is known to do the work then."""
-    sure = precision != "tf32x3" and torch.cuda.get_device_capability(real.device) < (10, 0)
+    """By the same chain of k; where Triton's instructions round otherwise inside a step, no further than rounding."""
+    exact = cuda_batch.apart(precision, real) == 0
     for n, d in ((201, 1024), (300, 384), (40, 4096), (129, 16)):
         q, triton = cuda_batch._both(n, d, "cosine", precision, real)
-        if sure or cuda_batch.agrees(precision, real):
-            assert torch.equal(q, triton)
-        assert int((q - triton).abs().max()) <= 2
+        assert int((q - triton).abs().max()) <= (0 if exact else cuda_batch.near(d))
 
 
 @pytest.mark.gpu
@@ -360,11 +357,15 @@ def test_groups_are_those_of_one_by_one(name, kind, real, rng):
     with cuda.without(real.device):
         taken = spec.take(np.flatnonzero(some))
         want = smartgpu.select_many(x[some], labels[some], 0.05, taken, kind, backend="triton")
+    exact = cuda_batch.apart("fp16", real) == 0
     for label, sel in want.items():
-        np.testing.assert_allclose(got[label].gains, sel.gains, rtol=0, atol=1e-9)
-        if "graph" not in name and "log" not in name:
+        if "graph" in name or "log" in name:
+            np.testing.assert_allclose(got[label].gains, sel.gains, rtol=0, atol=1e-9)
+        elif exact:
             np.testing.assert_array_equal(got[label].indices, sel.indices)
             np.testing.assert_array_equal(got[label].gains, sel.gains)
+        else:  # candidates as close as the rounding may change places: the value does not fall by more
+            np.testing.assert_allclose(got[label].value, sel.value, rtol=1e-5)
 
 
 @pytest.mark.gpu

@@ -90,12 +90,28 @@ def batched(kernels):
 
 
 @interpreted
-def test_triton_does_what_differs(kernels, grouped, monkeypatch, caplog):
+def test_triton_does_what_is_further_off_than_rounding(kernels, grouped, monkeypatch, caplog):
     select, same = grouped
-    monkeypatch.setattr(cuda_batch, "_both", lambda *_: (torch.zeros(1), torch.ones(1)))
+    monkeypatch.setattr(cuda_batch, "_both", lambda *_: (torch.zeros(1), torch.full((1,), 40)))
     with caplog.at_level(logging.WARNING, "smartgpu"):
         assert same(select()) and same(select())
-    assert not batched(kernels) and caplog.text.count("other bits than in Triton's kernels") == 1
+    assert not batched(kernels) and caplog.text.count("is 40 quanta from that of Triton's kernels") == 1
+
+
+@interpreted
+def test_kernels_that_round_otherwise_are_used_and_say_so(kernels, grouped, monkeypatch, caplog):
+    """As far as tensor cores may: Triton's could use other instructions than csrc/."""
+    select, same = grouped
+    monkeypatch.setattr(cuda_batch, "_both", lambda *_: (torch.zeros(1), torch.full((1,), 2)))
+    with caplog.at_level(logging.INFO, "smartgpu"):
+        assert same(select()) and same(select())
+    assert batched(kernels) and caplog.text.count("up to 2 quanta of 2^-22 from those in Triton's") == 1
+
+
+@pytest.mark.parametrize("d", [16, 48, 384, 1024, 4096])
+def test_what_counts_as_rounding(d):
+    """(d / 16 + 2) 2^-23, in quanta of 2^-22: far below what a wrong fragment of a product would make of it."""
+    assert (d / 16 + 2) * 2.0**-23 <= cuda_batch.near(d) * 2.0**-22 < 4e-5
 
 
 @interpreted
@@ -104,7 +120,7 @@ def test_triton_does_what_cannot_start(kernels, grouped, monkeypatch, caplog):
         raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid\nmore")
 
     select, same = grouped
-    monkeypatch.setattr(cuda_batch, "_agreed", {(CPU, "fp16"): True})
+    monkeypatch.setattr(cuda_batch, "_apart", {(CPU, "fp16"): 0})
     monkeypatch.setattr(kernels, "launch", broken)
     with caplog.at_level(logging.WARNING, "smartgpu"):
         assert same(select()) and same(select())

@@ -1,7 +1,8 @@
 """The kernels of csrc/ on a GPU: built at run time by CuPy's NVRTC, started on torch's stream.
 
 `kernels(device)` gives them, or None after one message that says why Triton does their work: CuPy is not installed,
-does not work or is for another CUDA than torch, a build or a launch fails, a bit differs from Triton's.
+does not work or is for another CUDA than torch, a build or a launch fails, a similarity is further from Triton's than
+rounding takes it.
 """
 
 from __future__ import annotations
