@@ -33,7 +33,8 @@ from bench.scale import together
 from smartgpu.backends import sharded
 from smartgpu.backends.numpy import SAMPLE, NumpyBackend
 from smartgpu.backends.survivors import STORE_ALL, Survivors
-from smartgpu.ranks import CHUNK, share
+from smartgpu.ranks import CHUNK
+from smartgpu.shares import share
 
 # Messages besides what a backend asks for: names and hosts, errors, agreement; of select() then memory, and pairs in
 # the end; of select_many() 2 a round; of select_partitioned() a checkpoint, and 2 a round.

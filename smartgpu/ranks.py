@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from smartgpu.shares import share
+
 T = TypeVar("T")
 
 WORLD = "world"  # process_group: the group that init_process_group() made
-BLOCK = 1152  # represented rows are dealt out in blocks of so many, whole tiles, where each rank gets FEW of them; else
-FEW = 4  # in MOST blocks. A pair has one value wherever it is computed: no result depends on how rows are dealt out
 MOST = 1024  # ranks
 TAG = (1 << 20) - 1  # of what a sum is of, sent with it: the sum of MOST of them fits 32 bits
 CHUNK = 1 << 26  # bytes of an array sent at once
@@ -36,13 +36,6 @@ LOOK, GRACE, BUSY = 0.5, 3.0, 30.0
 
 class RankError(RuntimeError):
     """Another rank ended the run: the message says which, on which host, and why."""
-
-
-def share(r: int, rank: int, size: int) -> slice:
-    """The rows of one rank: whole blocks, in order and as evenly as they go."""
-    block = BLOCK if r >= FEW * BLOCK * size else max(1, r // MOST)
-    blocks = -(-r // block)
-    return slice(min(blocks * rank // size * block, r), min(blocks * (rank + 1) // size * block, r))
 
 
 def need_group(process_group: Any) -> Any:

@@ -185,18 +185,12 @@ LAYERS = {
     "selection": {"files", "version"},
     "options": {"similarity", "backends"},  # the names that they list
     "backends": {
-        "features",
-        "similarity",
-        "backends",
+        *("backends", "constraints", "features", "files", "kernels", "shares", "similarity", "version"),
         "workers",
-        "kernels",
-        "constraints",
-        "files",
-        "version",
     },
     "objectives": {
         *("arrays", "similarity", "objectives", "backends", "workers", "checkpoint", "constraints", "labels"),
-        *("features", "sparse"),
+        *("features", "shares", "sparse"),
     },
     "sparse": set(),
     "graph": {"backends", "job", "options", "similarity", "workers"},
@@ -224,7 +218,8 @@ LAYERS = {
         *("arrays", "backends", "job", "objectives", "options", "parts", "selection", "similarity"),
         *("together", "workers"),
     },
-    "ranks": set(),
+    "ranks": {"shares"},
+    "shares": set(),
     "partition": {
         *("arrays", "backends", "checkpoint", "job", "labels", "objectives", "options", "partition_rounds"),
         *("ranks", "selecting", "selection", "similarity", "workers"),

@@ -46,8 +46,9 @@ from smartgpu.io import read_embeddings
 from smartgpu.job import Job
 from smartgpu.objectives.set_function import SetFunction
 from smartgpu.options import Options
-from smartgpu.ranks import BLOCK, MOST, RankError, Ranks, share
-from smartgpu.ranks import FEW as FEW_BLOCKS
+from smartgpu.ranks import RankError, Ranks
+from smartgpu.shares import BLOCK, MOST, share
+from smartgpu.shares import FEW as FEW_BLOCKS
 from smartgpu.workers import Workers
 
 N, D = 2100, 12  # more pairs than are stored unasked: bounds, sweeps, batches, then survivors

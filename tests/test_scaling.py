@@ -11,7 +11,8 @@ from bench import model
 from bench.model import PHASES, Cost, counted, measured, predicted, sweep
 from smartgpu.backends import sharded
 from smartgpu.groups import deal
-from smartgpu.ranks import BLOCK, FEW, Ranks
+from smartgpu.ranks import Ranks
+from smartgpu.shares import BLOCK, FEW
 
 N, D = 2 * FEW * BLOCK + 300, 8  # whole blocks of rows for each of two processes
 MANY = 600

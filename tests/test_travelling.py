@@ -17,7 +17,8 @@ from smartgpu.backends.numpy import NumpyBackend
 from smartgpu.job import Job
 from smartgpu.objectives import Ground
 from smartgpu.options import Options
-from smartgpu.ranks import BLOCK, RankError, Ranks, share
+from smartgpu.ranks import RankError, Ranks
+from smartgpu.shares import BLOCK, largest, share
 from smartgpu.similarity import as_similarity
 
 N, D = 2100, 96
@@ -79,6 +80,25 @@ def tight(name, size, **how):
         tracemalloc.stop()
 
 
+def asked(backend):
+    """A level, and what sweeps, columns and survivors over it give."""
+    level = backend.new_level()
+    backend.raise_level(level, np.array([5, 900, 2099]))
+    sparse = backend.survivors(level)
+    return level, {
+        "level": backend.level_values(level),
+        "excess": backend.excess(level),
+        "weighted": backend.excess(level, backend.new_weights(np.arange(N))),
+        "totals": backend.totals(),
+        "keep": backend.keep(level, np.array([7, 2000, 1100, 3])).excess,
+        "row_max": backend.level_values(backend.row_max()),
+        "nearest": backend.nearest(np.array([3, 2000, 800]))[0],
+        "diagonal": backend.diagonal(),
+        "survivors": sparse.excess(level),
+        "pairs": len(sparse),
+    }
+
+
 def parts_of_a_selection(rank, size):
     """Sweeps and survivors of a backend with room for them, each with its share of the rows."""
     found = {}
@@ -87,23 +107,8 @@ def parts_of_a_selection(rank, size):
         how = {"threads": 2, "memory": 1 << 30, "stream": True, "shares": size}
         ground = Ground(X, as_similarity(similarity), ranks=ranks, **how)
         backend = ground.backend()
-        level = backend.new_level()
-        backend.raise_level(level, np.array([5, 900, 2099]))
-        weights = backend.new_weights(np.arange(N))
-        sparse = backend.survivors(level)
-        found[similarity] = {
-            "level": backend.level_values(level),
-            "excess": backend.excess(level),
-            "weighted": backend.excess(level, weights),
-            "totals": backend.totals(),
-            "keep": backend.keep(level, np.array([7, 2000, 1100, 3])).excess,
-            "row_max": backend.level_values(backend.row_max()),
-            "nearest": backend.nearest(np.array([3, 2000, 800]))[0],
-            "diagonal": backend.diagonal(),
-            "survivors": sparse.excess(level),
-            "pairs": len(sparse),
-            "computed": backend.pairs,
-        }
+        level, found[similarity] = asked(backend)
+        found[similarity]["computed"] = backend.pairs
         before = ranks.bytes, ranks.messages
         backend.excess(level)
         found[similarity]["sent"] = ranks.bytes - before[0], ranks.messages - before[1]
@@ -176,21 +181,7 @@ def test_survivors_of_candidates_that_travel(selections, alone):
 def test_sweeps_and_columns_are_those_of_one_process(selections, similarity):
     ground = Ground(X, as_similarity(similarity), threads=2, memory=1 << 30)
     backend = ground.backend()
-    level = backend.new_level()
-    backend.raise_level(level, np.array([5, 900, 2099]))
-    sparse = backend.survivors(level)
-    expected = {
-        "level": backend.level_values(level),
-        "excess": backend.excess(level),
-        "weighted": backend.excess(level, backend.new_weights(np.arange(N))),
-        "totals": backend.totals(),
-        "keep": backend.keep(level, np.array([7, 2000, 1100, 3])).excess,
-        "row_max": backend.level_values(backend.row_max()),
-        "nearest": backend.nearest(np.array([3, 2000, 800]))[0],
-        "diagonal": backend.diagonal(),
-        "survivors": sparse.excess(level),
-        "pairs": len(sparse),
-    }
+    expected = asked(backend)[1]
     size = len(selections)
     blocks = sum(
         -(-(s.stop - s.start) // backend.block_size) for s in (share(N, r, size) for r in range(size))
@@ -219,8 +210,7 @@ def test_what_fits_no_way_is_refused_and_what_cannot_travel_is_made_anew(selecti
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_no_share_is_larger_than_planned(n, size):
     shares = [share(n, rank, size) for rank in range(size)]
-    most = travelling.largest_share(n, size)
-    assert max(s.stop - s.start for s in shares) <= most <= n / size + 2 * BLOCK
+    assert max(s.stop - s.start for s in shares) <= largest(n, size) <= n / size + BLOCK
 
 
 def test_the_plan_says_what_a_process_holds(monkeypatch):

@@ -16,8 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
+from smartgpu.shares import largest
+
 STRIPES = 32  # of a block: as many as there may be threads
-BLOCK = 1152  # rows that are dealt out together, of many
 
 
 class Carrier(Protocol):
@@ -32,14 +33,9 @@ class Carrier(Protocol):
     def send(self, values: np.ndarray, owner: int, what: str) -> Callable[[], None]: ...
 
 
-def largest_share(n: int, size: int) -> int:
-    """Rows of the largest share of n among so many processes, at most (smartgpu.ranks.share deals in blocks)."""
-    return min(n, n // size + 2 * max(BLOCK if n >= 4 * BLOCK * size else n // 1024, 1))
-
-
 def travelling_bytes(n: int, d: int, size: int, stripe: int) -> int:
     """What a process holds: its share, and two blocks."""
-    share = largest_share(n, size)
+    share = largest(n, size)
     return 4 * d * (share + 2 * min(share, STRIPES * stripe)) + 8
 
 

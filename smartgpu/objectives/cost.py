@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from smartgpu.backends.footprint import Entries, Footprint
+from smartgpu.shares import largest
 from smartgpu.similarity import Matrix, Similarity
-
-BLOCK = 1152  # rows by which the shares of processes differ at most
 
 
 def apart(kind: Similarity, on_device: bool) -> bool:
@@ -61,7 +60,7 @@ class Shape:
             or not apart(self.kind, bool(self.footprint.place))
         ):
             return rows
-        return rows[: len(rows) // self.processes + BLOCK + 1]
+        return rows[: largest(len(rows), self.processes)]
 
     def represented(self, rows: Any) -> list[Part]:
         """Features of represented rows that are not the candidates, with the candidates' own copy of their geometry."""
