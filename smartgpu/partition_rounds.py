@@ -64,17 +64,24 @@ class Rounds:
             rows = self._fitting()
             rows = int(ranks.each(rows, "rows of a part").min()) if ranks.size > 1 else rows
             self.parts = -(-len(self.x) // rows)
+        least = self._least(-(-len(self.x) // self.parts))
+        if own is not None and own < least:
+            raise ValueError(
+                f"memory must be at least {bytes_text(least, up=True)} for {self.parts} parts, got {bytes_text(own)}"
+            )
 
     def _fitting(self) -> int:
         """Rows of a part that fit the memory beside what is read at once."""
         rows = min(ROWS, len(self.x))
-        while rows > 256:
-            shape = np.broadcast_to(np.zeros((), self.x.dtype), (rows, self.x.shape[1]))
-            job = Job.check(shape, FacilityLocation(), self.kind, self.alone(None)).sized(1)
-            if 2 * job.budget(rows).cost.least <= self.memory:
-                break
+        while rows > 256 and self._least(rows) > self.memory:
             rows //= 2
         return rows
+
+    def _least(self, rows: int) -> int:
+        """Bytes for a part of so many rows: half of the memory is for what is read."""
+        shape = np.broadcast_to(np.zeros((), self.x.dtype), (rows, self.x.shape[1]))
+        job = Job.check(shape, FacilityLocation(), self.kind, self.alone(None)).sized(1)
+        return 2 * job.budget(rows).cost.least
 
     def alone(self, memory: int | None) -> Options:
         """The options of a process by itself."""

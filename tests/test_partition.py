@@ -261,6 +261,20 @@ def test_the_result_does_not_depend_on_processes(tmp_path):
         assert type(refused) is ValueError and "rank 1" in str(refused) and "data" in str(refused)
 
 
+@pytest.mark.parametrize("parts", [None, 2])
+def test_too_little_memory_is_refused_with_what_would_do(rng, parts):
+    x, how = (
+        rng.standard_normal((3000, 16)).astype(np.float32),
+        {"backend": "numpy", "threads": 1, "parts": parts},
+    )
+    with pytest.raises(
+        ValueError, match=r"memory must be at least [0-9.]+MB for \d+ parts, got 10.0kB"
+    ) as refused:
+        smartgpu.select_partitioned(x, 5, memory="10KB", **how)
+    least = str(refused.value).split()[5]
+    assert smartgpu.select_partitioned(x, 5, memory=least, **how).k == 5
+
+
 def test_what_is_held_keeps_to_the_memory(tmp_path, rng):
     pool = np.lib.format.open_memmap(tmp_path / "pool.npy", "w+", np.float32, (16_000, 8))
     pool[:] = rng.standard_normal((50, 8))[rng.integers(50, size=16_000)] + rng.standard_normal((16_000, 8))
